@@ -1,0 +1,91 @@
+//! What time is it? One value type for every module, and the two clocks that make it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// A point in time: nanoseconds since the Unix epoch, UTC. Lasts until the year 2554.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    pub const fn from_nanos(nanos: u64) -> Timestamp {
+        Timestamp(nanos)
+    }
+
+    pub const fn from_unix_seconds(seconds: u64) -> Timestamp {
+        Timestamp(seconds.saturating_mul(1_000_000_000))
+    }
+
+    /// Reads RFC 3339, such as `2026-03-01T09:00:00Z`. `None` also for times before 1970.
+    pub fn parse(text: &str) -> Option<Timestamp> {
+        let nanos = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos();
+        u64::try_from(nanos).ok().map(Timestamp)
+    }
+
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    pub const fn unix_seconds(self) -> u64 {
+        self.0 / 1_000_000_000
+    }
+
+    /// Time since `earlier`; zero when `earlier` is later.
+    pub const fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    pub const fn plus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_add(duration.as_nanos() as u64))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0))
+            .ok()
+            .and_then(|time| time.format(&Rfc3339).ok());
+        f.write_str(text.as_deref().unwrap_or("out of range"))
+    }
+}
+
+/// Where `now` comes from. The manual one belongs to tests and to `explain --at`.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// Wall time at construction plus monotonic time since: a stepped system clock moves no limit.
+    System {
+        wall: Timestamp,
+        started: Instant,
+    },
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub fn system() -> Clock {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock::System { wall: Timestamp(wall.as_nanos() as u64), started: Instant::now() }
+    }
+
+    pub fn manual(at: Timestamp) -> Clock {
+        Clock::Manual(Arc::new(AtomicU64::new(at.0)))
+    }
+
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Clock::System { wall, started } => wall.plus(started.elapsed()),
+            Clock::Manual(nanos) => Timestamp(nanos.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Moves a manual clock; a system clock stays as it is.
+    pub fn advance(&self, by: Duration) {
+        if let Clock::Manual(nanos) = self {
+            nanos.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+}

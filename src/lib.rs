@@ -1,0 +1,3 @@
+//! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
+
+pub mod clock;
