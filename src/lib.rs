@@ -1,3 +1,12 @@
 //! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
 
 pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod explain;
+pub mod gateway;
+pub mod policy;
+pub mod proxy;
+pub mod snapshot;
+pub mod state;
+pub mod subject;

@@ -1,0 +1,440 @@
+//! Reads `gateway.toml`: settings, hosts and routes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::network_file::parse_cidr;
+use super::reader::Reader;
+use super::settings::*;
+use crate::policy::route::{Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
+use crate::policy::shape::{Accepts, Field, Shape, parse_pointer};
+use crate::subject::Kind;
+
+/// What `gateway.toml` holds.
+pub struct Gateway {
+    pub settings: Settings,
+    pub hosts: Vec<String>,
+    pub routes: Vec<Route>,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub fn read(root: &Reader, directory: &Path) -> Option<Gateway> {
+    version(root);
+    let listen = root.table("listen", |table| {
+        let hosts = table.texts("hosts", host)?;
+        if hosts.is_empty() {
+            table.problem("hosts", "nobody could reach the gateway", "name the hosts that partners use, without port");
+        }
+        Some((listen(table)?, hosts))
+    });
+    let issuers = root.tables("issuer", |table| issuer(table, directory));
+    if issuers.is_empty() {
+        root.problem("issuer", "no issuer: no client certificate could be trusted", "add [[issuer]] with certificates");
+    }
+    for (at, issuer) in issuers.iter().enumerate() {
+        if issuers[..at].iter().any(|other| other.name == issuer.name) {
+            root.problem("issuer", format!("two issuers are called {}", issuer.name), "give each its own name");
+        }
+    }
+    let tls = root.table("tls", |table| tls(table, directory));
+    let http = root.want_table("http", http);
+    let metrics = root.table("metrics", metrics);
+    let log = root.want_table("log", log);
+    let data = root.table("data", |table| Some(directory.join(table.need_text("directory")?)));
+    let state =
+        root.want_table("state", |table| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX)));
+    let backends = root.tables("backend", backend);
+    for (at, backend) in backends.iter().enumerate() {
+        if backends[..at].iter().any(|other| other.name == backend.name) {
+            root.problem("backend", format!("two backends are called {}", backend.name), "give each its own name");
+        }
+    }
+    let routes = root.tables("route", |table| route(table, &backends));
+    let (listen, hosts) = listen?;
+    let settings = Settings {
+        listen,
+        tls: Tls { issuers, ..tls? },
+        http: http?.unwrap_or_else(default_http),
+        metrics: metrics?,
+        log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
+        directory: data?,
+        backends,
+        limiter_entries_max: state?.unwrap_or(ENTRIES_MAX) as usize,
+    };
+    Some(Gateway { settings, hosts, routes })
+}
+
+const ENTRIES_MAX: i64 = 1_000_000;
+
+pub fn version(root: &Reader) {
+    root.integer("version", 1..=1, None);
+}
+
+fn listen(table: &Reader) -> Option<Listen> {
+    let address = table.need("address", address);
+    let workers = table.integer("workers", 0..=1024, Some(0));
+    let connections_max = table.integer("connections_max", 1..=10_000_000, Some(10_000));
+    let per_source = table.integer("connections_per_source_max", 1..=10_000_000, Some(500));
+    let workers = match workers? {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        workers => workers as usize,
+    };
+    Some(Listen {
+        address: address?,
+        workers,
+        connections_max: connections_max? as usize,
+        connections_per_source_max: per_source? as usize,
+    })
+}
+
+fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
+    let certificate = path(table, "certificate", directory);
+    let key = path(table, "key", directory);
+    let version = table.want("min_version", |text| match text {
+        "1.3" => Ok(false),
+        "1.2" => Ok(true),
+        _ => Err("it is \"1.3\" or \"1.2\"".to_owned()),
+    });
+    let timeout = table.duration("handshake_timeout", SECOND..=60 * SECOND, 5 * SECOND);
+    let handshakes_max = table.integer("handshakes_max", 1..=1_000_000, Some(512));
+    Some(Tls {
+        certificate: certificate?,
+        key: key?,
+        tls12: version?.unwrap_or(false),
+        handshake_timeout: timeout?,
+        handshakes_max: handshakes_max? as usize,
+        issuers: Vec::new(),
+    })
+}
+
+fn issuer(table: &Reader, directory: &Path) -> Option<Issuer> {
+    let name = table.need("name", name);
+    let certificates = path(table, "certificates", directory);
+    let crls = table.texts("crls", |text| Ok(directory.join(text)));
+    let crl_grace = table.duration("crl_grace", Duration::ZERO..=366 * DAY, DAY);
+    let revocation = table.want("revocation", |text| match text {
+        "chain" => Ok(Revocation::Chain),
+        "leaf" => Ok(Revocation::Leaf),
+        "off" => Ok(Revocation::Off),
+        _ => Err("it is \"chain\", \"leaf\" or \"off\"".to_owned()),
+    });
+    let revocation = revocation?.unwrap_or(Revocation::Chain);
+    if revocation != Revocation::Off && crls.as_ref().is_some_and(Vec::is_empty) {
+        let hint = "list the issuer's CRL files, or say revocation = \"off\" if certificates live for days only";
+        table.problem("crls", "no revocation list, so no certificate of this issuer could be accepted", hint);
+    }
+    if revocation == Revocation::Off && crls.as_ref().is_some_and(|crls| !crls.is_empty()) {
+        table.problem("revocation", "off, yet crls are listed", "remove one of the two");
+    }
+    Some(Issuer {
+        name: name?.into(),
+        certificates: certificates?,
+        crls: crls?,
+        crl_grace: crl_grace?,
+        revocation,
+        place: table.place(),
+    })
+}
+
+fn default_http() -> Http {
+    Http {
+        head_timeout: 10 * SECOND,
+        idle_timeout: 60 * SECOND,
+        head_bytes_max: 16 << 10,
+        fields_max: 64,
+        target_bytes_max: 4 << 10,
+        rate_min: 256,
+        rate_grace: 10 * SECOND,
+        streams_max: 128,
+        resets_max: 64,
+        request_timeout: 60 * SECOND,
+        drain_timeout: 20 * SECOND,
+    }
+}
+
+fn http(table: &Reader) -> Option<Http> {
+    let default = default_http();
+    let long = SECOND..=3600 * SECOND;
+    let head_timeout = table.duration("head_timeout", long.clone(), default.head_timeout);
+    let idle_timeout = table.duration("idle_timeout", long.clone(), default.idle_timeout);
+    let request_timeout = table.duration("request_timeout", long.clone(), default.request_timeout);
+    let drain_timeout = table.duration("drain_timeout", Duration::ZERO..=3600 * SECOND, default.drain_timeout);
+    let head_bytes_max = table.bytes("head_bytes_max", 1 << 10..=256 << 10, default.head_bytes_max as u64);
+    let target_bytes_max = table.bytes("target_bytes_max", 64..=64 << 10, default.target_bytes_max as u64);
+    let fields_max = table.integer("fields_max", 8..=1_000, Some(default.fields_max as i64));
+    let rate_min = table.bytes("rate_min", 1..=1 << 30, u64::from(default.rate_min));
+    let rate_grace = table.duration("rate_grace", long, default.rate_grace);
+    let streams_max = table.integer("streams_max", 1..=10_000, Some(i64::from(default.streams_max)));
+    let resets_max = table.integer("resets_max", 1..=10_000, Some(default.resets_max as i64));
+    Some(Http {
+        head_timeout: head_timeout?,
+        idle_timeout: idle_timeout?,
+        head_bytes_max: head_bytes_max? as usize,
+        fields_max: fields_max? as usize,
+        target_bytes_max: target_bytes_max? as usize,
+        rate_min: rate_min? as u32,
+        rate_grace: rate_grace?,
+        streams_max: streams_max? as u32,
+        resets_max: resets_max? as usize,
+        request_timeout: request_timeout?,
+        drain_timeout: drain_timeout?,
+    })
+}
+
+fn metrics(table: &Reader) -> Option<Metrics> {
+    let address = table.need("address", address);
+    let networks = table.texts("networks", |text| {
+        let network = parse_cidr(text, "", "").map_err(|problem| problem.message)?;
+        Ok(network)
+    });
+    if networks.as_ref().is_some_and(Vec::is_empty) {
+        table.problem(
+            "networks",
+            "nobody could scrape",
+            "name the networks of your Prometheus, such as \"127.0.0.1/32\"",
+        );
+    }
+    Some(Metrics { address: address?, networks: networks? })
+}
+
+fn log(table: &Reader) -> Option<Log> {
+    let format = table.want("format", |text| match text {
+        "json" => Ok(LogFormat::Json),
+        "human" => Ok(LogFormat::Human),
+        _ => Err("it is \"json\" or \"human\"".to_owned()),
+    });
+    let level = table.want("level", |text| match text {
+        "error" => Ok(LogLevel::Error),
+        "warn" => Ok(LogLevel::Warn),
+        "info" => Ok(LogLevel::Info),
+        "debug" => Ok(LogLevel::Debug),
+        _ => Err("it is \"error\", \"warn\", \"info\" or \"debug\"".to_owned()),
+    });
+    Some(Log { format: format?.unwrap_or(LogFormat::Json), level: level?.unwrap_or(LogLevel::Info) })
+}
+
+fn backend(table: &Reader) -> Option<Backend> {
+    let name = table.need("name", name);
+    let address = table.need("address", address);
+    let host = table.need("host", host);
+    let connections_max = table.integer("connections_max", 1..=100_000, Some(256));
+    let connect_timeout = table.duration("connect_timeout", Duration::from_millis(1)..=60 * SECOND, SECOND);
+    let answer_timeout = table.duration("answer_timeout", Duration::from_millis(1)..=3600 * SECOND, 10 * SECOND);
+    let idle_timeout = table.duration("idle_timeout", Duration::from_millis(1)..=3600 * SECOND, 30 * SECOND);
+    Some(Backend {
+        name: name?.into(),
+        address: address?,
+        host: host?,
+        connections_max: connections_max? as usize,
+        connect_timeout: connect_timeout?,
+        answer_timeout: answer_timeout?,
+        idle_timeout: idle_timeout?,
+        place: table.place(),
+    })
+}
+
+fn route(table: &Reader, backends: &[Backend]) -> Option<Route> {
+    let name = table.need("name", name);
+    let backend = table.need("backend", |text| {
+        let known = || backends.iter().map(|backend| &*backend.name).collect::<Vec<_>>().join(", ");
+        let at = backends.iter().position(|backend| *backend.name == *text);
+        at.ok_or_else(|| format!("no such [[backend]]; there are: {}", known()))
+    });
+    let methods = table.texts("methods", |text| {
+        let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+        match text {
+            "CONNECT" | "TRACE" => Err("CONNECT and TRACE are never let through".to_owned()),
+            _ if fits => Ok(text.to_owned()),
+            _ => Err("a method is upper case, such as \"GET\"".to_owned()),
+        }
+    });
+    if methods.as_ref().is_some_and(Vec::is_empty) {
+        table.problem("methods", "no method: the route could never be used", "name its methods, such as [\"POST\"]");
+    }
+    let hosts = table.texts("hosts", host);
+    let pattern = table.need("path", |text| Pattern::parse(text).map_err(str::to_owned));
+    if table.has("lookup") && table.has("pass") {
+        table.problem("pass", "a route is either a lookup or passed through", "remove [route.pass]");
+    }
+    let kind = if table.has("lookup") {
+        let pattern = pattern.as_ref();
+        table.table("lookup", |table| lookup(table, pattern)).map(|lookup| RouteKind::Lookup(Box::new(lookup)))
+    } else {
+        table.want_table("pass", pass).map(|pass| RouteKind::Pass(pass.unwrap_or_else(default_pass)))
+    };
+    Some(Route {
+        name: name?.into(),
+        backend: backend?,
+        methods: methods?,
+        hosts: hosts?,
+        pattern: pattern?,
+        kind: kind?,
+        place: table.place(),
+    })
+}
+
+fn default_pass() -> PassRoute {
+    PassRoute { body_bytes_max: 1 << 20, answer_bytes_max: 16 << 20, parameters: Vec::new() }
+}
+
+fn pass(table: &Reader) -> Option<PassRoute> {
+    let default = default_pass();
+    let body_bytes_max = table.bytes("body_bytes_max", 0..=1 << 40, default.body_bytes_max);
+    let answer_bytes_max = table.bytes("answer_bytes_max", 0..=1 << 40, default.answer_bytes_max);
+    let parameters = fields(table);
+    Some(PassRoute { body_bytes_max: body_bytes_max?, answer_bytes_max: answer_bytes_max?, parameters })
+}
+
+fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
+    let kind = table.need("kind", |text| {
+        let known = || Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+        Kind::parse(text).ok_or_else(|| format!("the kinds are: {}", known()))
+    });
+    let subject = table.need("subject", location);
+    let purpose = table.want("purpose", location);
+    let actor = table.want("actor", location);
+    let query_ok = table.boolean("query_ok", false);
+    let body_bytes_max = table.bytes("body_bytes_max", 2..=1 << 20, 4 << 10);
+    let answer_bytes_max = table.bytes("answer_bytes_max", 1..=1 << 30, 1 << 20);
+    let records = table.want("records", |text| {
+        parse_pointer(text).ok_or("it is a JSON pointer such as \"/beneficiaries\"".to_owned())
+    });
+    let miss = table.integers("miss", 400..=499);
+    let parameters = fields(table);
+    let mut shape = Shape::default();
+    let members = table.tables("members", |table| {
+        let pointer = table
+            .need("pointer", |text| parse_pointer(text).ok_or("it is a JSON pointer such as \"/mobile\"".to_owned()));
+        let (accepts, required) = accepts(table)?;
+        let pointer = pointer?;
+        if let Err(why) = shape.declare(&pointer, accepts, required) {
+            table.problem("pointer", why, "declare each value once");
+        }
+        Some((pointer, accepts))
+    });
+    let (subject, purpose, actor) = (subject?, purpose?, actor?);
+    let places = [("subject", Some(&subject)), ("purpose", purpose.as_ref()), ("actor", actor.as_ref())];
+    for (key, location) in places.into_iter().filter_map(|(key, location)| Some((key, location?))) {
+        let problem = match location {
+            Location::Body(pointer) => match members.iter().find(|(member, _)| member == pointer) {
+                None => Some("the member is not declared in members"),
+                Some((_, Accepts::Text { .. })) => None,
+                Some(_) => Some("the member's type has to be \"string\""),
+            },
+            Location::Query(name) => match parameters.iter().find(|field| field.name == *name) {
+                None => Some("the parameter is not declared in parameters"),
+                Some(Field { accepts: Accepts::Text { .. }, .. }) => None,
+                Some(_) => Some("the parameter's type has to be \"string\""),
+            },
+            Location::Path(name) => {
+                let absent = pattern.is_some_and(|pattern| pattern.capture(name).is_none());
+                absent.then_some("the path pattern has no such {name}")
+            }
+            Location::Header(_) => None,
+        };
+        if let Some(problem) = problem {
+            table.problem(key, problem, "a lookup declares everything that it accepts");
+        }
+    }
+    if matches!(subject, Location::Query(_)) && query_ok == Some(false) {
+        let hint = "move it to the body, or set query_ok = true if the backend's logs may hold it";
+        table.problem("subject", "an identifier in a query lands in every log along the way", hint);
+    }
+    Some(LookupRoute {
+        kind: kind?,
+        subject,
+        purpose,
+        actor,
+        body: (!members.is_empty()).then_some(shape),
+        parameters,
+        body_bytes_max: body_bytes_max?,
+        answer_bytes_max: answer_bytes_max?,
+        records: records?,
+        miss: miss?.into_iter().map(|status| status as u16).collect(),
+    })
+}
+
+fn fields(table: &Reader) -> Vec<Field> {
+    table.tables("parameters", |table| {
+        let name = table.need_text("name");
+        let (accepts, required) = accepts(table)?;
+        Some(Field { name: name?, accepts, required })
+    })
+}
+
+/// The type keys of a member or parameter.
+fn accepts(table: &Reader) -> Option<(Accepts, bool)> {
+    let optional = table.boolean("optional", false);
+    let accepts = match table
+        .need("type", |text| match text {
+            "string" | "integer" | "boolean" => Ok(text.to_owned()),
+            _ => Err("it is \"string\", \"integer\" or \"boolean\"".to_owned()),
+        })?
+        .as_str()
+    {
+        "string" => Accepts::Text { length_max: table.integer("length_max", 1..=65_536, None)? as u32 },
+        "integer" => {
+            let min = table.integer("min", i64::MIN..=i64::MAX, None);
+            let max = table.integer("max", i64::MIN..=i64::MAX, None);
+            Accepts::Integer { min: min?, max: max? }
+        }
+        _ => Accepts::Boolean,
+    };
+    Some((accepts, !optional?))
+}
+
+fn location(text: &str) -> Result<Location, String> {
+    let wrong = || "it is body:POINTER, path:NAME, header:NAME or query:NAME".to_owned();
+    let (place, name) = text.split_once(':').filter(|(_, name)| !name.is_empty()).ok_or_else(wrong)?;
+    match place {
+        "body" => parse_pointer(name).map(Location::Body).ok_or("body: is followed by a JSON pointer".to_owned()),
+        "path" => Ok(Location::Path(name.to_owned())),
+        "query" => Ok(Location::Query(name.to_owned())),
+        "header" if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') => {
+            Ok(Location::Header(name.to_ascii_lowercase()))
+        }
+        "header" => Err("a header name has letters, digits and '-' only".to_owned()),
+        _ => Err(wrong()),
+    }
+}
+
+/// A name that may become a metric label and a part of a log line.
+pub fn name(text: &str) -> Result<String, String> {
+    let fits = (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && text.starts_with(|first: char| first.is_ascii_lowercase());
+    // `other` and `none` are what metrics say where no name applies.
+    let reserved = matches!(text, "other" | "none" | "unknown");
+    if !fits || reserved {
+        return Err("a name is 1 to 64 lower-case letters, digits and '-', and not other, none or unknown".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'[' | b']' | b':'));
+    let port = text.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+        && !text.ends_with(']');
+    if !fits || port {
+        return Err("a host is a name or address without port".to_owned());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "it is an address and port such as \"127.0.0.1:8443\" or \"[::]:8443\"".to_owned())
+}
+
+fn path(table: &Reader, key: &'static str, directory: &Path) -> Option<PathBuf> {
+    table.need_text(key).map(|text| directory.join(text))
+}
+
+/// The name of a configured thing, for lists of names.
+pub fn names<'a>(names: impl Iterator<Item = &'a Arc<str>>) -> String {
+    names.map(|name| &**name).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,188 @@
+//! Text to policy and settings, or every error at once. Reads files; opens nothing, spawns nothing, changes nothing.
+
+pub mod cases;
+pub mod gateway;
+pub mod hygiene;
+pub mod network_file;
+pub mod partner;
+pub mod problem;
+pub mod reader;
+pub mod settings;
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use crate::policy::identify::Identities;
+use crate::policy::route::{Route, RouteKind, Router};
+use crate::policy::{Partner, Policy};
+use cases::Case;
+use partner::Known;
+use problem::{Problem, Severity};
+use reader::Source;
+use settings::{Overrides, Settings};
+
+/// A configuration that may be served.
+#[derive(Debug)]
+pub struct Config {
+    pub settings: Settings,
+    pub policy: Policy,
+    pub cases: Vec<Case>,
+}
+
+/// Reads `gateway.toml`, `partners/*.toml` and `cases/*.toml` below `directory`.
+pub fn load(directory: &Path, overrides: &Overrides) -> Result<Config, Vec<Problem>> {
+    let problems = RefCell::new(Vec::new());
+    let config = read_all(directory, overrides, &problems);
+    let mut problems = problems.into_inner();
+    match config {
+        Some(config) if !problems.iter().any(|problem| problem.severity == Severity::Error) => Ok(config),
+        _ => {
+            problems.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+            Err(problems)
+        }
+    }
+}
+
+fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
+    let shown = directory.display().to_string();
+    let shown = shown.trim_end_matches('/');
+    let gateway = with_file(&directory.join("gateway.toml"), problems, |source| {
+        source.read(|root| gateway::read(root, directory))
+    });
+    // Partners are read all the same when the gateway's file is broken: their own mistakes are worth saying at once.
+    let (issuers, routes) = match &gateway {
+        Some(gateway) => (gateway.settings.tls.issuers.as_slice(), gateway.routes.as_slice()),
+        None => (&[][..], &[][..]),
+    };
+    let mut partners: Vec<Partner> = Vec::new();
+    let partners_directory = directory.join("partners");
+    for path in toml_files(&partners_directory, problems) {
+        let shown_directory = format!("{shown}/partners");
+        let known = Known { issuers, routes, directory: &partners_directory, shown_directory: &shown_directory };
+        let mut found = Vec::new();
+        let partner = with_file(&path, problems, |source| source.read(|root| partner::read(root, &known, &mut found)));
+        problems.borrow_mut().append(&mut found);
+        partners.extend(partner);
+    }
+    let mut cases = Vec::new();
+    for path in toml_files(&directory.join("cases"), problems) {
+        let read = with_file(&path, problems, |source| source.read(|root| Some(cases::read(root))));
+        cases.extend(read.into_iter().flatten());
+    }
+    let gateway = gateway?;
+    if partners.len() > usize::from(u16::MAX) || gateway.routes.len() > usize::from(u16::MAX) {
+        problems.borrow_mut().push(Problem::error(shown, "", "more than 65,535 partners or routes"));
+        return None;
+    }
+    let mut settings = gateway.settings;
+    override_settings(&mut settings, overrides, problems);
+    let policy = assemble(partners, gateway.routes, gateway.hosts, problems)?;
+    Some(Config { settings, policy, cases })
+}
+
+/// Checks what only the whole can show: names, identities and routes that two files claim.
+fn assemble(
+    partners: Vec<Partner>,
+    routes: Vec<Route>,
+    hosts: Vec<String>,
+    problems: &RefCell<Vec<Problem>>,
+) -> Option<Policy> {
+    let mut problems = problems.borrow_mut();
+    let before = problems.len();
+    for (at, partner) in partners.iter().enumerate() {
+        if let Some(other) = partners[..at].iter().find(|other| other.name == partner.name) {
+            let message = format!("{} has the same name", other.place.file);
+            let problem = Problem::error(&*partner.place.file, "name", message).with_value(&*partner.name);
+            problems.push(problem.with_hint("a partner is one file"));
+        }
+    }
+    for (at, route) in routes.iter().enumerate() {
+        if let Some(other) = routes[..at].iter().find(|other| other.name == route.name) {
+            let message = format!("the route at {} has the same name", other.place);
+            let problem = Problem::error(&*route.place.file, "route.name", message).at_line(route.place.line as usize);
+            problems.push(problem.with_value(&*route.name).with_hint("give each its own name"));
+        }
+    }
+    let router = Router::build(&routes).map_err(|(first, second)| {
+        let [first, second] = [first, second].map(|id| &routes[usize::from(id.0)]);
+        let message = format!("matches the same requests as {} ({})", first.name, first.place);
+        let problem = Problem::error(&*second.place.file, "route.path", message).at_line(second.place.line as usize);
+        problems.push(problem.with_hint("make their hosts, methods or paths differ"));
+    });
+    let identities = Identities::build(&partners).map_err(|rivals| {
+        for (partner, identity) in rivals {
+            let identity = &partners[usize::from(partner.0)].identities[usize::from(identity)];
+            let problem = Problem::error(&*identity.place.file, "identity", "claimed twice");
+            let problem = problem.at_line(identity.place.line as usize).with_value(identity.proof.to_string());
+            problems.push(problem.with_hint("an identity belongs to one partner, once"));
+        }
+    });
+    for partner in &partners {
+        for grant in &partner.grants {
+            let route = &routes[usize::from(grant.route.0)];
+            let RouteKind::Lookup(lookup) = &route.kind else { continue };
+            if partner.actor_required && lookup.actor.is_none() {
+                let message = format!("route {} has no place for the actor that this partner must name", route.name);
+                let problem = Problem::error(&*grant.place.file, "grant", message).at_line(grant.place.line as usize);
+                problems.push(problem.with_hint("declare actor = \"header:x-actor\" on the route"));
+            }
+        }
+    }
+    let (router, identities) = (router.ok()?, identities.ok()?);
+    (problems.len() == before).then_some(Policy { partners, routes, router, identities, hosts })
+}
+
+fn override_settings(settings: &mut Settings, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) {
+    if let Some(address) = overrides.listen {
+        settings.listen.address = address;
+    }
+    if let Some(address) = overrides.metrics {
+        settings.metrics.address = address;
+    }
+    if let Some(workers) = overrides.workers {
+        settings.listen.workers = workers;
+    }
+    if let Some(directory) = &overrides.directory {
+        settings.directory.clone_from(directory);
+    }
+    for (name, address) in &overrides.backends {
+        match settings.backends.iter_mut().find(|backend| *backend.name == **name) {
+            Some(backend) => backend.address = *address,
+            None => {
+                let known = gateway::names(settings.backends.iter().map(|backend| &backend.name));
+                let problem = Problem::error("--backend", name.clone(), "no such backend");
+                problems.borrow_mut().push(problem.with_hint(format!("there are: {known}")));
+            }
+        }
+    }
+}
+
+fn with_file<T>(path: &Path, problems: &RefCell<Vec<Problem>>, read: impl FnOnce(&Source) -> Option<T>) -> Option<T> {
+    let file = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => read(&Source { file: file.into(), text: &text, problems }),
+        Err(error) => {
+            problems.borrow_mut().push(Problem::error(file, "", format!("cannot be read: {error}")));
+            None
+        }
+    }
+}
+
+/// The `.toml` files of a directory in order of name. A directory that is not there is empty; one that cannot be read
+/// is a problem, since partners would be missing from it.
+fn toml_files(directory: &Path, problems: &RefCell<Vec<Problem>>) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let paths: Vec<PathBuf> = match listed {
+        Ok(paths) => paths,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            let message = format!("cannot be listed: {error}");
+            problems.borrow_mut().push(Problem::error(directory.display().to_string(), "", message));
+            return Vec::new();
+        }
+    };
+    let mut paths: Vec<_> =
+        paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
+    paths.sort();
+    paths
+}

@@ -1,0 +1,313 @@
+//! Reads `partners/*.toml`: one partner, its identities, networks, limits and grants.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use super::gateway::{name, names, version};
+use super::network_file::{self, Defaults, parse_cidr};
+use super::problem::Problem;
+use super::reader::Reader;
+use super::settings::Issuer;
+use crate::policy::admit::Hours;
+use crate::policy::charge::Rate;
+use crate::policy::entitle::Grant;
+use crate::policy::identify::{Identity, Proof};
+use crate::policy::networks::{Networks, NetworksBuilder, Note, is_wide};
+use crate::policy::route::{Route, RouteId, RouteKind};
+use crate::policy::{Limits, Partner};
+
+/// What a partner's file may refer to.
+pub struct Known<'a> {
+    pub issuers: &'a [Issuer],
+    pub routes: &'a [Route],
+    /// Directory of the partner's file, and how it is shown in problems.
+    pub directory: &'a Path,
+    pub shown_directory: &'a str,
+}
+
+/// `problems` takes those of the network files, which are not TOML.
+pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option<Partner> {
+    version(root);
+    let partner_name = root.need("name", name);
+    let actor_required = root.want("actor", |text| match text {
+        "required" => Ok(true),
+        "optional" => Ok(false),
+        _ => Err("it is \"required\" or \"optional\"".to_owned()),
+    });
+    let valid_from = root.want("valid_from", parse_start);
+    let valid_until = root.want_expiry("valid_until");
+    let hours = root.want_table("hours", hours);
+    let identities = root.tables("identity", |table| identity(table, known.issuers));
+    if identities.is_empty() {
+        root.problem(
+            "identity",
+            "no identity: the partner could never be recognised",
+            "add [[identity]] with uri, dns or spki",
+        );
+    }
+    let networks = networks(root, known, problems);
+    let limits = root.table("limits", limits);
+    let grants = root.tables("grant", |table| grant(table, known.routes));
+    for (at, grant) in grants.iter().enumerate() {
+        if grants[..at].iter().any(|other| other.route == grant.route) {
+            let route = &known.routes[usize::from(grant.route.0)].name;
+            root.problem("grant", format!("two grants for route {route}"), "merge them");
+        }
+    }
+    Some(Partner {
+        name: partner_name?.into(),
+        identities,
+        networks,
+        valid_from: valid_from?,
+        valid_until: valid_until?,
+        hours: hours?,
+        actor_required: actor_required?.unwrap_or(false),
+        limits: limits?,
+        grants,
+        place: root.place(),
+    })
+}
+
+fn identity(table: &Reader, issuers: &[Issuer]) -> Option<Identity> {
+    let issuer = |text: &str| {
+        let found = issuers.iter().find(|issuer| *issuer.name == *text);
+        let known = || names(issuers.iter().map(|issuer| &issuer.name));
+        found.map(|issuer| issuer.name.clone()).ok_or_else(|| format!("no such [[issuer]]; there are: {}", known()))
+    };
+    let claims = ["uri", "dns", "spki"].map(|key| table.has(key));
+    if claims.iter().filter(|claimed| **claimed).count() != 1 {
+        table.problem("uri", "an identity is exactly one of uri, dns and spki", "write one [[identity]] for each");
+        table.has("issuer");
+        return None;
+    }
+    let proof = if claims[2] {
+        let digest = table.need("spki", |text| {
+            let digest = text.strip_prefix("sha256:").and_then(|text| BASE64_STANDARD.decode(text).ok());
+            let digest = digest.and_then(|digest| <[u8; 32]>::try_from(digest).ok());
+            digest.ok_or("it is \"sha256:\" and the base64 of 32 bytes".to_owned())
+        });
+        let issuer = table.want("issuer", issuer)?;
+        Proof::Spki { digest: digest?, issuer }
+    } else if claims[0] {
+        let uri = table.need("uri", |text| {
+            let (scheme, rest) = text.split_once("://").unwrap_or_default();
+            let fits = !scheme.is_empty() && !rest.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+            if fits { Ok(text.to_owned()) } else { Err("it is a URI such as \"spiffe://example.org/icmr\"".to_owned()) }
+        });
+        let issuer = table.need("issuer", issuer);
+        Proof::Uri { issuer: issuer?, uri: uri? }
+    } else {
+        let name = table.need("dns", |text| {
+            let fits = !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
+            if fits { Ok(text.to_ascii_lowercase()) } else { Err("it is a DNS name; wildcards are nobody".to_owned()) }
+        });
+        let issuer = table.need("issuer", issuer);
+        Proof::Dns { issuer: issuer?, name: name? }
+    };
+    Some(Identity { proof, place: table.place() })
+}
+
+fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networks {
+    let mut builder = NetworksBuilder::new();
+    root.tables("network", |table| {
+        let place = table.place();
+        let cidr = table.need("cidr", |text| {
+            parse_cidr(text, "", "").map_err(|problem| match problem.hint.as_str() {
+                "" => problem.message,
+                hint => format!("{}; {hint}", problem.message),
+            })
+        });
+        let owner = table.need_text("owner");
+        let ticket = table.need_text("ticket");
+        let reason = table.need_text("reason");
+        let expires = table.want_expiry("expires");
+        let wide = table.boolean("wide", false);
+        let cidr = cidr?;
+        if is_wide(&cidr) && wide != Some(true) {
+            table.problem(
+                "cidr",
+                "wider than /24 (IPv4) or /56 (IPv6)",
+                "narrow it, or add wide = true with the reason",
+            );
+        }
+        let note = Note { owner: owner?, ticket: ticket?, reason: reason?, expires: expires?, file: place.file };
+        let note = builder.intern(note);
+        if let Err(error) = builder.add(cidr, note, place.line) {
+            table.problem("cidr", error.to_string(), "");
+        }
+        Some(())
+    });
+    root.tables("network_file", |table| {
+        let path = table.need_text("path");
+        let owner = table.want_text("owner");
+        let ticket = table.want_text("ticket");
+        let reason = table.want_text("reason");
+        let expires = table.want_expiry("expires");
+        let defaults = Defaults { owner: owner?, ticket: ticket?, reason: reason?, expires: expires? };
+        let path = path?;
+        let shown = format!("{}/{path}", known.shown_directory);
+        network_file::read(&known.directory.join(&path), &shown, &defaults, &mut builder, problems);
+        Some(())
+    });
+    builder.build()
+}
+
+fn limits(table: &Reader) -> Option<Limits> {
+    let requests = table.need("requests", parse_rate);
+    let source = table.need("source", parse_rate);
+    let subject = table.need("subject", parse_rate);
+    let in_flight_max = table.integer("in_flight_max", 1..=1_000_000, None);
+    let connections_max = table.integer("connections_max", 1..=1_000_000, Some(100));
+    Some(Limits {
+        requests: requests?,
+        source: source?,
+        subject: subject?,
+        in_flight_max: in_flight_max? as u32,
+        connections_max: connections_max? as u32,
+    })
+}
+
+fn grant(table: &Reader, routes: &[Route]) -> Option<Grant> {
+    let route = table.need("route", |text| {
+        let at = routes.iter().position(|route| *route.name == *text);
+        let known = || names(routes.iter().map(|route| &route.name));
+        at.map(|at| RouteId(at as u16)).ok_or_else(|| format!("no such [[route]]; there are: {}", known()))
+    });
+    let purposes = table.texts("purposes", |text| name(text).map(Arc::<str>::from));
+    let requests = table.want("requests", parse_rate);
+    let in_flight_max = if table.has("in_flight_max") {
+        table.integer("in_flight_max", 1..=1_000_000, None).map(Some)
+    } else {
+        Some(None)
+    };
+    let (route, purposes) = (route?, purposes?);
+    match &routes[usize::from(route.0)].kind {
+        RouteKind::Lookup(_) if purposes.is_empty() => {
+            table.problem("purposes", "a grant to look people up names its purposes", "add purposes = [\"care\"]");
+        }
+        RouteKind::Lookup(lookup) if lookup.purpose.is_none() && purposes.len() > 1 => {
+            let hint = "declare purpose = \"body:/purpose\" on the route, or grant one purpose";
+            table.problem("purposes", "several purposes, but the route has no place to name one", hint);
+        }
+        RouteKind::Pass(_) if !purposes.is_empty() => {
+            table.problem("purposes", "a route that is passed through has no purposes", "remove them");
+        }
+        _ => {}
+    }
+    Some(Grant {
+        route,
+        purposes,
+        requests: requests?,
+        in_flight_max: in_flight_max?.map(|max| max as u32),
+        place: table.place(),
+    })
+}
+
+fn hours(table: &Reader) -> Option<Hours> {
+    const NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+    let named = table.texts("days", |text| {
+        NAMES.iter().position(|name| *name == text).ok_or("days are mon, tue, wed, thu, fri, sat and sun".to_owned())
+    });
+    let from = table.need("from", parse_minute);
+    let to = table.need("to", parse_minute);
+    let utc_offset_minutes = table.need("utc_offset", |text| {
+        let sign = if text.starts_with('-') { -1 } else { 1 };
+        let minutes = text
+            .strip_prefix(['+', '-'])
+            .ok_or(())
+            .and_then(|text| parse_minute(text).map_err(drop))
+            .map_err(|()| "it is an offset such as \"+05:30\"".to_owned())?;
+        Ok(sign * minutes as i16)
+    });
+    let (from, to) = (from?, to?);
+    if from >= to {
+        table.problem("to", "not after from", "hours lie within one day");
+    }
+    let mut days = [false; 7];
+    for day in named? {
+        days[day] = true;
+    }
+    Some(Hours { days, from, to, utc_offset_minutes: utc_offset_minutes? })
+}
+
+fn parse_minute(text: &str) -> Result<u16, String> {
+    let parsed = text.split_once(':').and_then(|(hour, minute)| {
+        let two = |text: &str| (text.len() == 2).then(|| text.parse::<u16>().ok()).flatten();
+        Some((two(hour)?, two(minute)?))
+    });
+    match parsed {
+        Some((hour, minute)) if minute < 60 && (hour < 24 || (hour, minute) == (24, 0)) => Ok(hour * 60 + minute),
+        _ => Err("it is a time such as \"08:00\", at the latest \"24:00\"".to_owned()),
+    }
+}
+
+/// Reads a rate such as `50/s burst 100`; without a burst, one period's worth.
+pub fn parse_rate(text: &str) -> Result<Rate, String> {
+    let wrong = || "it is a rate such as \"50/s\", \"6/h burst 3\"; periods are s, min, h and d".to_owned();
+    let (rate, burst) = text.split_once(" burst ").map_or((text, None), |(rate, burst)| (rate, Some(burst)));
+    let (count, period) = rate.split_once('/').ok_or_else(wrong)?;
+    let number = |text: &str| text.parse().ok().filter(|number: &u32| (1..=1_000_000_000).contains(number));
+    let count = number(count.trim()).ok_or_else(wrong)?;
+    let seconds = match period.trim() {
+        "s" => 1,
+        "min" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let burst = burst.map_or(Some(count), |burst| number(burst.trim())).ok_or_else(wrong)?;
+    Ok(Rate { count, period: Duration::from_secs(seconds), burst })
+}
+
+/// A date from whose first instant something holds.
+fn parse_start(text: &str) -> Result<crate::clock::Timestamp, String> {
+    let day =
+        crate::clock::Timestamp::parse(text).or_else(|| crate::clock::Timestamp::parse(&format!("{text}T00:00:00Z")));
+    day.ok_or("it is a date such as \"2026-01-01\" or a time such as \"2026-01-01T00:00:00Z\"".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_state_their_period() {
+        let rate = |count, seconds, burst| Some(Rate { count, period: Duration::from_secs(seconds), burst });
+        for (text, parsed) in [
+            ("50/s", rate(50, 1, 50)),
+            ("50/s burst 100", rate(50, 1, 100)),
+            ("6/h burst 3", rate(6, 3_600, 3)),
+            ("1/d", rate(1, 86_400, 1)),
+            ("2/min burst 1", rate(2, 60, 1)),
+            ("0/s", None),
+            ("5/s burst 0", None),
+            ("5", None),
+            ("5/m", None),
+            ("-5/s", None),
+            ("5/s burst", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_rate(text).ok(), parsed, "{text}");
+        }
+    }
+
+    #[test]
+    fn minutes_of_a_day() {
+        for (text, minute) in [
+            ("00:00", Some(0)),
+            ("08:30", Some(510)),
+            ("24:00", Some(1440)),
+            ("24:01", None),
+            ("8:30", None),
+            ("08:60", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_minute(text).ok(), minute, "{text}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! How does this gateway run? Everything in `gateway.toml` that is not policy.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::policy::route::Place;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: Listen,
+    pub tls: Tls,
+    pub http: Http,
+    pub metrics: Metrics,
+    pub log: Log,
+    /// Where state that outlives the process is kept: the epoch key.
+    pub directory: PathBuf,
+    pub backends: Vec<Backend>,
+    /// Keys that the state may remember for one partner: source addresses and people together.
+    pub limiter_entries_max: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Listen {
+    pub address: SocketAddr,
+    /// Worker threads, each with a runtime, a listener and upstream pools of its own.
+    pub workers: usize,
+    pub connections_max: usize,
+    pub connections_per_source_max: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The gateway's own chain and key, PEM.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// TLS 1.2 is spoken too.
+    pub tls12: bool,
+    pub handshake_timeout: Duration,
+    pub handshakes_max: usize,
+    pub issuers: Vec<Issuer>,
+}
+
+/// A named set of trust anchors with their revocation lists.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    pub name: Arc<str>,
+    pub certificates: PathBuf,
+    pub crls: Vec<PathBuf>,
+    /// How long after its `nextUpdate` a revocation list still counts.
+    pub crl_grace: Duration,
+    pub revocation: Revocation,
+    pub place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// Every certificate of the chain needs a current list of its issuer.
+    Chain,
+    /// Only the leaf does.
+    Leaf,
+    /// Nothing is checked; `check` says so.
+    Off,
+}
+
+/// Bounds on what a partner may do to a connection.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// From the first byte waited for to a complete head; also how long a connection may idle between requests.
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub head_bytes_max: usize,
+    pub fields_max: usize,
+    pub target_bytes_max: usize,
+    /// Bodies, both ways, have to move at this many bytes a second on average after `rate_grace`.
+    pub rate_min: u32,
+    pub rate_grace: Duration,
+    /// Concurrent HTTP/2 streams of a connection.
+    pub streams_max: u32,
+    /// HTTP/2 resets that a connection may have pending.
+    pub resets_max: usize,
+    /// Longest life of one request, head to last byte.
+    pub request_timeout: Duration,
+    /// How long a stopping gateway waits for requests that are under way.
+    pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub address: SocketAddr,
+    pub networks: Vec<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Human,
+}
+
+/// What is logged: refusals and worse, every request as well, or details for debugging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    /// What the backend sees as `Host`.
+    pub host: String,
+    /// Connections of one worker.
+    pub connections_max: usize,
+    pub connect_timeout: Duration,
+    /// From the last byte of the request to the head of the answer.
+    pub answer_timeout: Duration,
+    /// How long an idle connection is kept for the next request.
+    pub idle_timeout: Duration,
+    pub place: Place,
+}
+
+impl Metrics {
+    /// Whether this address may scrape. The list is small: a scan is enough.
+    pub fn allows(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        self.networks.iter().any(|network| network.contains(&source))
+    }
+}
+
+/// What a command line puts in the place of the files' values.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub listen: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
+    pub directory: Option<PathBuf>,
+    pub workers: Option<usize>,
+    /// Backend name and address.
+    pub backends: Vec<(String, SocketAddr)>,
+}

@@ -1,0 +1,142 @@
+//! What would the gateway say to this? Puts a question's facts through the same decision core as the live path.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::clock::Timestamp;
+use crate::config::cases::{Expect, Question};
+use crate::config::settings::Settings;
+use crate::policy::head::{Target, host_of, method_allowed};
+use crate::policy::identify::{Credential, Proof};
+use crate::policy::lookup::{self, Asked, HeaderValue};
+use crate::policy::reason::Reason;
+use crate::policy::route::RouteKind;
+use crate::policy::trail::Trail;
+use crate::policy::{Denial, Head, Policy};
+use crate::state::State;
+use crate::subject::EpochKey;
+
+/// The answer to a question: the reason for a denial, if it is one, and how it came about.
+pub struct Explanation {
+    pub denied: Option<Reason>,
+    pub trail: Trail,
+    /// What the backend would be asked for, with the identifier left out.
+    pub forwarded: Option<String>,
+}
+
+impl Explanation {
+    pub fn is(&self, expected: Expect) -> bool {
+        match (expected, self.denied) {
+            (Expect::Allow, None) => true,
+            (Expect::Deny(None), Some(_)) => true,
+            (Expect::Deny(Some(expected)), Some(reason)) => expected == reason,
+            _ => false,
+        }
+    }
+}
+
+/// Decides on a question as if it were the first request ever: nothing is used up yet. Fails only where the question
+/// names a partner or an identity that does not exist.
+pub fn explain(
+    policy: &Policy,
+    settings: &Settings,
+    question: &Question,
+    now: Timestamp,
+) -> Result<Explanation, String> {
+    let known = || policy.partners.iter().map(|partner| &*partner.name).collect::<Vec<_>>().join(", ");
+    let partner = policy.partners.iter().find(|partner| *partner.name == *question.partner);
+    let partner = partner.ok_or_else(|| format!("no partner {}; there are: {}", question.partner, known()))?;
+    let identity = partner.identities.get(question.identity);
+    let identity = identity.ok_or_else(|| format!("{} has {} identities", partner.name, partner.identities.len()))?;
+    let now = question.at.unwrap_or(now);
+    let issuers: Vec<_> = settings.tls.issuers.iter().map(|issuer| issuer.name.clone()).collect();
+    let credential = credential(&identity.proof, &issuers, now);
+    let state = State::default().partner(&partner.name);
+    let mut forwarded = None;
+    let outcome = decide(policy, question, &credential, now, &state, settings.limiter_entries_max, &mut forwarded);
+    Ok(match outcome {
+        Ok(trail) => Explanation { denied: None, trail, forwarded },
+        Err(denial) => Explanation { denied: Some(denial.reason), trail: denial.trail, forwarded: None },
+    })
+}
+
+fn decide(
+    policy: &Policy,
+    question: &Question,
+    credential: &Credential,
+    now: Timestamp,
+    state: &Arc<crate::state::PartnerState>,
+    entries_max: usize,
+    forwarded: &mut Option<String>,
+) -> Result<Trail, Denial> {
+    method_allowed(&question.method).map_err(Denial::outright)?;
+    let target = Target::parse(&question.target).map_err(Denial::outright)?;
+    let first = policy.hosts.first().map_or("", String::as_str);
+    let host = question.host.as_deref().map_or(Some(Cow::Borrowed(first)), host_of);
+    let host = host.ok_or(Denial::outright(Reason::HostMismatch))?;
+    let source = question.source.to_canonical();
+    let head = Head { now, source, credential, host: &host, method: &question.method, path: &target.path };
+
+    let plan = policy.plan_head(&head);
+    let (receipt, _hold) = state.charge(plan.charges(), entries_max, now);
+    let admission = plan.settle(receipt)?;
+    let Some(route) = admission.route() else { return Ok(admission.trail().clone()) };
+
+    let plan = match &route.kind {
+        RouteKind::Pass(pass) => {
+            let target = lookup::pass_target(&pass.parameters, &target.path, target.query);
+            let too_large = question.body.len() as u64 > pass.body_bytes_max;
+            let target = if too_large { Err(Reason::BodyTooLarge) } else { target };
+            admission.plan_pass(target.map(drop))
+        }
+        RouteKind::Lookup(declared) => {
+            let header =
+                |name: &str| question.headers.get(name).map_or(HeaderValue::Absent, |text| HeaderValue::Text(text));
+            let captures = admission.captures().to_vec();
+            let (path, query, body) = (&target.path, target.query, question.body.as_bytes());
+            let asked = Asked { path, captures: &captures, query, header: &header, body };
+            let too_large = body.len() as u64 > declared.body_bytes_max;
+            let read = if too_large {
+                Err(Reason::BodyTooLarge)
+            } else {
+                lookup::read(declared, route, &asked, &EpochKey::ephemeral())
+            };
+            admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
+        }
+    };
+    let (receipt, _) = state.charge(plan.charges(), entries_max, now);
+    let permit = plan.settle(receipt)?;
+    let purpose = permit.purpose().map(|purpose| format!(", for {purpose}")).unwrap_or_default();
+    *forwarded = Some(format!("{} to {}{purpose}", question.method, permit.route().name));
+    Ok(permit.trail().clone())
+}
+
+/// A credential that shows one proof and nothing else.
+fn credential(proof: &Proof, issuers: &[Arc<str>], now: Timestamp) -> Credential {
+    let any = issuers.first().cloned().unwrap_or_else(|| "none".into());
+    let mut credential = Credential {
+        issuer: any,
+        uris: Vec::new(),
+        dns_names: Vec::new(),
+        spki: [0; 32],
+        fingerprint: [0; 32],
+        not_after: now.plus(std::time::Duration::from_secs(86_400)),
+    };
+    match proof {
+        Proof::Uri { issuer, uri } => {
+            credential.issuer = issuer.clone();
+            credential.uris.push(uri.clone());
+        }
+        Proof::Dns { issuer, name } => {
+            credential.issuer = issuer.clone();
+            credential.dns_names.push(name.clone());
+        }
+        Proof::Spki { digest, issuer } => {
+            credential.spki = *digest;
+            if let Some(issuer) = issuer {
+                credential.issuer = issuer.clone();
+            }
+        }
+    }
+    credential
+}

@@ -1,0 +1,2 @@
+//! placeholder
+pub const EPOCH_KEY: &str = "epoch.key";

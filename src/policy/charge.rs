@@ -1,0 +1,73 @@
+//! What does a request cost? Charges are named here and paid in `state/`; a group is paid as a whole or not at all.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::reason::Reason;
+
+/// So many per period, with a burst: a GCRA quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many in `period`, at least 1.
+    pub count: u32,
+    pub period: Duration,
+    /// How many at once after a pause, at least 1.
+    pub burst: u32,
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let period = match self.period.as_secs() {
+            1 => "s".to_owned(),
+            60 => "min".to_owned(),
+            3_600 => "h".to_owned(),
+            86_400 => "d".to_owned(),
+            seconds => format!("{seconds}s"),
+        };
+        write!(f, "{}/{period} burst {}", self.count, self.burst)
+    }
+}
+
+/// The first 16 bytes of a subject's token: enough to tell people apart, half the memory.
+pub type SubjectKey = [u8; 16];
+
+/// One thing that a request uses up, always of the partner that sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charge<'p> {
+    RequestRate(Rate),
+    RouteRate(&'p str, Rate),
+    SourceRate(IpAddr, Rate),
+    SubjectRate(SubjectKey, Rate),
+    /// Given back when the answer has ended.
+    InFlight(u32),
+    RouteInFlight(&'p str, u32),
+}
+
+impl Charge<'_> {
+    /// Why a request is refused that cannot pay this.
+    pub fn refusal(&self) -> Reason {
+        match self {
+            Charge::RequestRate(_) => Reason::RatePartner,
+            Charge::RouteRate(..) => Reason::RateRoute,
+            Charge::SourceRate(..) => Reason::RateSource,
+            Charge::SubjectRate(..) => Reason::RateSubject,
+            Charge::InFlight(_) => Reason::InFlightPartner,
+            Charge::RouteInFlight(..) => Reason::InFlightRoute,
+        }
+    }
+}
+
+/// What came of asking for a group of charges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Receipt {
+    /// All of them were taken.
+    Paid,
+    /// None was taken: this one could not be, and would be again after `retry_after`.
+    Refused { reason: Reason, retry_after: Duration },
+}
+
+impl Receipt {
+    /// The store has no room to remember a new key, so nothing was taken.
+    pub const FULL: Receipt = Receipt::Refused { reason: Reason::LimiterFull, retry_after: Duration::from_secs(1) };
+}

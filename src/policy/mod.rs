@@ -1,0 +1,361 @@
+//! The decision core: facts in, verdict out. Pure: no IO, no clock, no locks.
+//!
+//! The live path, `explain`, `check` and the property tests all call the same three steps: [`Policy::plan_head`],
+//! [`Admission::plan_lookup`] (or [`Admission::plan_pass`]) and the two `settle`s between which charges are paid.
+
+pub mod admit;
+pub mod charge;
+pub mod entitle;
+pub mod head;
+pub mod identify;
+pub mod lookup;
+pub mod networks;
+pub mod path;
+pub mod reason;
+pub mod route;
+pub mod shape;
+pub mod trail;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use admit::Hours;
+use charge::{Charge, Rate, Receipt};
+use entitle::Grant;
+use identify::{Credential, Identities, Identity};
+use lookup::Lookup;
+use networks::Networks;
+use path::CanonicalPath;
+use reason::Reason;
+use route::{Captures, Place, Route, RouteId, RouteKind, Router};
+use trail::{Note, Trail};
+
+/// The gateway's own route: tells a partner who it is taken for.
+pub const WHOAMI_PATH: &str = "/.well-known/dwarpal/whoami";
+
+/// Index of a partner in its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartnerId(pub u16);
+
+/// An organisation's system that may call.
+#[derive(Debug)]
+pub struct Partner {
+    pub name: Arc<str>,
+    pub identities: Vec<Identity>,
+    pub networks: Networks,
+    /// First instant of the agreed period, and the first after it.
+    pub valid_from: Option<Timestamp>,
+    pub valid_until: Option<Timestamp>,
+    pub hours: Option<Hours>,
+    pub actor_required: bool,
+    pub limits: Limits,
+    pub grants: Vec<Grant>,
+    pub place: Place,
+}
+
+/// What a partner may use up. Everything is stated: there is no default that lets anything through.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub requests: Rate,
+    /// Per source address of this partner.
+    pub source: Rate,
+    /// Per person that this partner looks up.
+    pub subject: Rate,
+    pub in_flight_max: u32,
+    pub connections_max: u32,
+}
+
+/// Who may do what. An immutable value; asking it changes nothing.
+#[derive(Debug)]
+pub struct Policy {
+    pub partners: Vec<Partner>,
+    pub routes: Vec<Route>,
+    pub(crate) router: Router,
+    pub(crate) identities: Identities,
+    /// Hosts that the gateway answers for: lower case, without port.
+    pub hosts: Vec<String>,
+}
+
+/// The facts of a request's head, and of the connection that brought it.
+pub struct Head<'a> {
+    pub now: Timestamp,
+    /// Canonical: an IPv4 address is never IPv6-mapped.
+    pub source: IpAddr,
+    pub credential: &'a Credential,
+    /// Lower case, without port.
+    pub host: &'a str,
+    pub method: &'a str,
+    pub path: &'a CanonicalPath<'a>,
+}
+
+/// The verdict on a head, but for the charges.
+#[must_use]
+pub struct HeadPlan<'p> {
+    policy: &'p Policy,
+    partner: Option<PartnerId>,
+    charges: [Option<Charge<'p>>; 5],
+    then: Result<Way<'p>, Reason>,
+    trail: Trail,
+}
+
+/// Where an admitted request may go.
+enum Way<'p> {
+    Granted { grant: &'p Grant, captures: Captures },
+    Own,
+}
+
+/// A head that is allowed and paid for.
+#[must_use]
+pub struct Admission<'p> {
+    policy: &'p Policy,
+    partner: PartnerId,
+    way: Way<'p>,
+    trail: Trail,
+}
+
+/// The verdict on a whole request, but for the charges.
+#[must_use]
+pub struct Plan<'p> {
+    charge: Option<Charge<'p>>,
+    then: Result<Permit<'p>, Reason>,
+    trail: Trail,
+}
+
+/// The right to forward one request. Only [`Plan::settle`] makes one; `forward` uses it up.
+#[derive(Debug)]
+pub struct Permit<'p> {
+    route: &'p Route,
+    partner: &'p Partner,
+    purpose: Option<&'p str>,
+    trail: Trail,
+}
+
+/// A refusal, with how it came about.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    pub reason: Reason,
+    pub retry_after: Option<Duration>,
+    pub trail: Trail,
+}
+
+impl Policy {
+    pub fn partner(&self, id: PartnerId) -> &Partner {
+        &self.partners[usize::from(id.0)]
+    }
+
+    pub fn route(&self, id: RouteId) -> &Route {
+        &self.routes[usize::from(id.0)]
+    }
+
+    /// Identify, admit, entitle. What the partner may be charged for is known as soon as it is admitted, so that
+    /// requests without a grant use up its rate as well.
+    pub fn plan_head<'p>(&'p self, head: &Head) -> HeadPlan<'p> {
+        let mut plan = HeadPlan {
+            policy: self,
+            partner: None,
+            charges: [None; 5],
+            then: Err(Reason::NoRoute),
+            trail: Trail::default(),
+        };
+        plan.then = self.decide_head(head, &mut plan.partner, &mut plan.charges, &mut plan.trail);
+        plan
+    }
+
+    fn decide_head<'p>(
+        &'p self,
+        head: &Head,
+        known: &mut Option<PartnerId>,
+        charges: &mut [Option<Charge<'p>>; 5],
+        trail: &mut Trail,
+    ) -> Result<Way<'p>, Reason> {
+        if !self.hosts.iter().any(|host| host == head.host) {
+            return Err(Reason::HostMismatch);
+        }
+        let (id, identity) = self.identities.find(head.credential, head.now)?;
+        let partner = self.partner(id);
+        *known = Some(id);
+        trail.push(Note::Identified { partner: id, identity });
+
+        let network = admit::admit(partner, head.source, head.now)?;
+        trail.push(Note::Admitted { partner: id, network });
+        let limits = &partner.limits;
+        charges[0] = Some(Charge::InFlight(limits.in_flight_max));
+        charges[1] = Some(Charge::RequestRate(limits.requests));
+        charges[2] = Some(Charge::SourceRate(head.source, limits.source));
+
+        if head.path.as_str() == WHOAMI_PATH && head.method == "GET" {
+            trail.push(Note::OwnRoute);
+            return Ok(Way::Own);
+        }
+        let entitled = entitle::entitle(self, partner, head.host, head.method, head.path);
+        let (grant, captures) = entitled.map_err(|(reason, route)| {
+            if let Some(route) = route {
+                trail.push(Note::Ungranted { route });
+            }
+            reason
+        })?;
+        let at = partner.grants.iter().position(|other| std::ptr::eq(other, grant)).unwrap_or_default();
+        trail.push(Note::Entitled { partner: id, route: grant.route, grant: at as u16 });
+        let route = &*self.route(grant.route).name;
+        charges[3] = grant.requests.map(|rate| Charge::RouteRate(route, rate));
+        charges[4] = grant.in_flight_max.map(|max| Charge::RouteInFlight(route, max));
+        Ok(Way::Granted { grant, captures })
+    }
+}
+
+impl<'p> HeadPlan<'p> {
+    /// The partner, once it is identified.
+    pub fn partner(&self) -> Option<PartnerId> {
+        self.partner
+    }
+
+    /// What has to be paid, as one group, whatever the verdict is.
+    pub fn charges(&self) -> impl Iterator<Item = Charge<'p>> + Clone {
+        self.charges.into_iter().flatten()
+    }
+
+    pub fn settle(mut self, receipt: Receipt) -> Result<Admission<'p>, Denial> {
+        let paid = self.charges().count() as u8;
+        if let Receipt::Refused { reason, retry_after } = receipt {
+            return Err(deny(reason, Some(retry_after), self.trail));
+        }
+        if let (Some(partner), 1..) = (self.partner, paid) {
+            self.trail.push(Note::RequestCharged { partner, charges: paid });
+        }
+        match (self.then, self.partner) {
+            (Ok(way), Some(partner)) => Ok(Admission { policy: self.policy, partner, way, trail: self.trail }),
+            (Err(reason), _) => Err(deny(reason, None, self.trail)),
+            (Ok(_), None) => Err(deny(Reason::IdentityUnknown, None, self.trail)),
+        }
+    }
+}
+
+impl<'p> Admission<'p> {
+    pub fn partner(&self) -> &'p Partner {
+        self.policy.partner(self.partner)
+    }
+
+    /// The route to take; `None`: the gateway answers itself.
+    pub fn route(&self) -> Option<&'p Route> {
+        match &self.way {
+            Way::Granted { grant, .. } => Some(self.policy.route(grant.route)),
+            Way::Own => None,
+        }
+    }
+
+    pub fn captures(&self) -> &[std::ops::Range<usize>] {
+        match &self.way {
+            Way::Granted { captures, .. } => captures,
+            Way::Own => &[],
+        }
+    }
+
+    pub fn trail(&self) -> &Trail {
+        &self.trail
+    }
+
+    /// The verdict on a lookup, from what was read of it.
+    pub fn plan_lookup(self, lookup: Result<&Lookup, Reason>) -> Plan<'p> {
+        let mut trail = self.trail.clone();
+        let mut charge = None;
+        let then = self.decide_lookup(lookup, &mut charge, &mut trail);
+        Plan { charge, then, trail }
+    }
+
+    fn decide_lookup(
+        self,
+        lookup: Result<&Lookup, Reason>,
+        charge: &mut Option<Charge<'p>>,
+        trail: &mut Trail,
+    ) -> Result<Permit<'p>, Reason> {
+        let lookup = lookup?;
+        let partner = self.partner();
+        let Way::Granted { grant, .. } = self.way else { return Err(Reason::NoGrant) };
+        let route = self.policy.route(grant.route);
+        let RouteKind::Lookup(declared) = &route.kind else { return Err(Reason::Internal) };
+        let (kind, allocated) = (lookup.subject.kind(), lookup.subject.allocated());
+        if kind != declared.kind {
+            return Err(Reason::Internal);
+        }
+        trail.push(Note::LookedUp { kind, allocated });
+        let purpose = match (&lookup.purpose, &declared.purpose, grant.purposes.as_slice()) {
+            (Some(asked), _, granted) => {
+                granted.iter().find(|purpose| ***purpose == **asked).ok_or(Reason::PurposeNotGranted)?
+            }
+            // The route has no place for a purpose: the grant's only one is meant.
+            (None, None, [only]) => only,
+            (None, _, _) => return Err(Reason::PurposeMissing),
+        };
+        if partner.actor_required && lookup.actor.is_none() {
+            return Err(Reason::ActorMissing);
+        }
+        *charge = Some(Charge::SubjectRate(lookup.token.key(), partner.limits.subject));
+        Ok(Permit { route, partner, purpose: Some(purpose), trail: Trail::default() })
+    }
+
+    /// The verdict on a request that asks for nobody.
+    pub fn plan_pass(self, target: Result<(), Reason>) -> Plan<'p> {
+        let partner = self.partner();
+        let then = match (target, self.route()) {
+            (Err(reason), _) => Err(reason),
+            (Ok(()), Some(route)) if matches!(route.kind, RouteKind::Pass(_)) => {
+                Ok(Permit { route, partner, purpose: None, trail: Trail::default() })
+            }
+            (Ok(()), _) => Err(Reason::NoGrant),
+        };
+        Plan { charge: None, then, trail: self.trail }
+    }
+}
+
+impl<'p> Plan<'p> {
+    /// What has to be paid once the person is known.
+    pub fn charges(&self) -> impl Iterator<Item = Charge<'p>> + Clone {
+        self.charge.into_iter()
+    }
+
+    pub fn settle(mut self, receipt: Receipt) -> Result<Permit<'p>, Denial> {
+        match (self.then, receipt) {
+            (Err(reason), _) => Err(deny(reason, None, self.trail)),
+            (Ok(_), Receipt::Refused { reason, retry_after }) => Err(deny(reason, Some(retry_after), self.trail)),
+            (Ok(permit), Receipt::Paid) => {
+                let partner = self.trail.partner().filter(|_| self.charge.is_some());
+                if let Some(partner) = partner {
+                    self.trail.push(Note::SubjectCharged { partner });
+                }
+                Ok(Permit { trail: self.trail, ..permit })
+            }
+        }
+    }
+}
+
+impl<'p> Permit<'p> {
+    pub fn route(&self) -> &'p Route {
+        self.route
+    }
+
+    pub fn partner(&self) -> &'p Partner {
+        self.partner
+    }
+
+    pub fn purpose(&self) -> Option<&'p str> {
+        self.purpose
+    }
+
+    pub fn trail(&self) -> &Trail {
+        &self.trail
+    }
+}
+
+impl Denial {
+    /// A refusal before any rule of the policy was asked.
+    pub fn outright(reason: Reason) -> Denial {
+        deny(reason, None, Trail::default())
+    }
+}
+
+fn deny(reason: Reason, retry_after: Option<Duration>, mut trail: Trail) -> Denial {
+    trail.push(Note::Refused(reason));
+    Denial { reason, retry_after, trail }
+}

@@ -1,0 +1,325 @@
+//! Which part of the backend is exposed? Routes, their patterns, and what a lookup route declares.
+
+use super::path::CanonicalPath;
+use super::shape::{Field, Shape};
+use crate::subject::Kind;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Index of a route in its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteId(pub u16);
+
+/// A method and path of a backend that the gateway exposes. What is not declared does not exist.
+#[derive(Debug)]
+pub struct Route {
+    pub name: Arc<str>,
+    /// Index into the backends of the same snapshot.
+    pub backend: usize,
+    pub methods: Vec<String>,
+    /// Hosts of the gateway that it answers on; empty: all of the listener's.
+    pub hosts: Vec<String>,
+    pub pattern: Pattern,
+    pub kind: RouteKind,
+    /// Where it is declared: file and line.
+    pub place: Place,
+}
+
+/// A file and line of the configuration, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<str>,
+    pub line: u32,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+#[derive(Debug)]
+pub enum RouteKind {
+    /// Asks for a person. Everything that it accepts is declared; the body is read, checked and written anew.
+    Lookup(Box<LookupRoute>),
+    /// Everything else: the body is passed through, streamed and capped.
+    Pass(PassRoute),
+}
+
+#[derive(Debug)]
+pub struct PassRoute {
+    pub body_bytes_max: u64,
+    pub answer_bytes_max: u64,
+    /// Declared query parameters.
+    pub parameters: Vec<Field>,
+}
+
+#[derive(Debug)]
+pub struct LookupRoute {
+    pub kind: Kind,
+    pub subject: Location,
+    pub purpose: Option<Location>,
+    pub actor: Option<Location>,
+    /// Every member that the body may have. `None`: the route takes no body.
+    pub body: Option<Shape>,
+    /// Every query parameter that it may have.
+    pub parameters: Vec<Field>,
+    pub body_bytes_max: u64,
+    pub answer_bytes_max: u64,
+    /// JSON pointer to the array of people in the answer; `None`: an answer is one person.
+    pub records: Option<Vec<String>>,
+    /// Statuses by which the backend says that nobody was found.
+    pub miss: Vec<u16>,
+}
+
+/// Where in a request a value stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// Reference tokens of a JSON pointer (RFC 6901) into the body.
+    Body(Vec<String>),
+    /// A `{name}` of the path pattern.
+    Path(String),
+    /// Header name, lower case.
+    Header(String),
+    /// Query parameter. Logs along the way hold it: the configuration has to say `query_ok = true`.
+    Query(String),
+}
+
+/// A path pattern: exact segments, `{name}` for one segment, a final `**` for one or more.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pattern {
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Segment {
+    // The order is the precedence: exact before a capture before the rest.
+    Exact(String),
+    Capture(String),
+    Rest,
+}
+
+/// What the `{name}`s of a pattern stand for: byte ranges of the canonical path.
+pub type Captures = Vec<Range<usize>>;
+
+impl Pattern {
+    /// Reads a pattern such as `/v1/people/{reference}`; the error says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Pattern, &'static str> {
+        let Some(rest) = text.strip_prefix('/') else { return Err("a path starts with '/'") };
+        let mut segments = Vec::new();
+        let parts: Vec<&str> = rest.split('/').collect();
+        for (at, part) in parts.iter().enumerate() {
+            let last = at + 1 == parts.len();
+            let segment = if *part == "**" {
+                if !last {
+                    return Err("'**' may only be the last segment");
+                }
+                Segment::Rest
+            } else if let Some(name) = part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+                let named = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+                if !named {
+                    return Err("the name in '{…}' has letters, digits and '_' only");
+                }
+                if segments.contains(&Segment::Capture(name.to_owned())) {
+                    return Err("two '{…}' have the same name");
+                }
+                Segment::Capture(name.to_owned())
+            } else {
+                let path = format!("/{part}");
+                let canonical = CanonicalPath::parse(&path).is_some_and(|canonical| canonical.as_str() == path);
+                if part.contains(['{', '}', '*']) || !canonical {
+                    return Err("a segment is plain text in canonical form, '{name}', or a final '**'");
+                }
+                if part.is_empty() && !last {
+                    return Err("a path has no empty segments");
+                }
+                Segment::Exact((*part).to_owned())
+            };
+            segments.push(segment);
+        }
+        Ok(Pattern { segments })
+    }
+
+    /// Position of a capture by name.
+    pub fn capture(&self, name: &str) -> Option<usize> {
+        let captures = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Capture(name) => Some(name),
+            _ => None,
+        });
+        captures.into_iter().position(|capture| capture == name)
+    }
+
+    fn matches(&self, path: &CanonicalPath) -> Option<Captures> {
+        let mut captures = Captures::new();
+        let mut wanted = self.segments.iter();
+        let mut start = 1;
+        for segment in path.segments() {
+            match wanted.next()? {
+                Segment::Rest => return (!segment.is_empty()).then_some(captures),
+                Segment::Exact(exact) if exact == segment => {}
+                Segment::Exact(_) => return None,
+                Segment::Capture(_) if segment.is_empty() => return None,
+                Segment::Capture(_) => captures.push(start..start + segment.len()),
+            }
+            start += segment.len() + 1;
+        }
+        wanted.next().is_none().then_some(captures)
+    }
+
+    fn literal(&self) -> Option<String> {
+        let mut path = String::new();
+        for segment in &self.segments {
+            let Segment::Exact(exact) = segment else { return None };
+            path.push('/');
+            path.push_str(exact);
+        }
+        Some(path)
+    }
+
+    /// Equal for patterns that match the same paths, whatever their captures are called.
+    fn shape(&self) -> Vec<Segment> {
+        let unnamed = |segment: &Segment| match segment {
+            Segment::Capture(_) => Segment::Capture(String::new()),
+            other => other.clone(),
+        };
+        self.segments.iter().map(unnamed).collect()
+    }
+}
+
+/// Finds the route of a request: the most specific pattern among those whose host, method and path match.
+#[derive(Debug, Default)]
+pub struct Router {
+    exact: HashMap<String, Vec<RouteId>>,
+    /// Most specific first.
+    patterns: Vec<RouteId>,
+}
+
+impl Router {
+    /// Builds the router; the error names two routes that would match the same requests.
+    pub fn build(routes: &[Route]) -> Result<Router, (RouteId, RouteId)> {
+        let mut router = Router::default();
+        for (at, route) in routes.iter().enumerate() {
+            let id = RouteId(at as u16);
+            let rival = routes[..at].iter().position(|other| {
+                other.pattern.shape() == route.pattern.shape()
+                    && other.methods.iter().any(|method| route.methods.contains(method))
+                    && (other.hosts.is_empty()
+                        || route.hosts.is_empty()
+                        || other.hosts.iter().any(|host| route.hosts.contains(host)))
+            });
+            if let Some(rival) = rival {
+                return Err((RouteId(rival as u16), id));
+            }
+            match route.pattern.literal() {
+                Some(path) => router.exact.entry(path).or_default().push(id),
+                None => router.patterns.push(id),
+            }
+        }
+        router.patterns.sort_by_cached_key(|id| routes[usize::from(id.0)].pattern.shape());
+        Ok(router)
+    }
+
+    /// Host is lower case without port.
+    pub fn find(
+        &self,
+        routes: &[Route],
+        host: &str,
+        method: &str,
+        path: &CanonicalPath,
+    ) -> Option<(RouteId, Captures)> {
+        let answers = |id: RouteId| {
+            let route = &routes[usize::from(id.0)];
+            route.methods.iter().any(|declared| declared == method)
+                && (route.hosts.is_empty() || route.hosts.iter().any(|declared| declared == host))
+        };
+        let exact = self.exact.get(path.as_str()).into_iter().flatten().copied().find(|id| answers(*id));
+        if let Some(id) = exact {
+            return Some((id, Captures::new()));
+        }
+        self.patterns.iter().copied().filter(|id| answers(*id)).find_map(|id| {
+            let captures = routes[usize::from(id.0)].pattern.matches(path)?;
+            Some((id, captures))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(methods: &[&str], hosts: &[&str], pattern: &str) -> Route {
+        Route {
+            name: pattern.into(),
+            backend: 0,
+            methods: methods.iter().map(|method| method.to_string()).collect(),
+            hosts: hosts.iter().map(|host| host.to_string()).collect(),
+            pattern: Pattern::parse(pattern).expect(pattern),
+            kind: RouteKind::Pass(PassRoute { body_bytes_max: 0, answer_bytes_max: 0, parameters: Vec::new() }),
+            place: Place { file: "test".into(), line: 1 },
+        }
+    }
+
+    #[test]
+    fn patterns_that_could_mean_two_things_are_refused() {
+        for bad in
+            ["", "v1", "/v1/**/x", "/{}", "/{a}/{a}", "/{a-b}", "/x{a}", "/a//b", "/a/../b", "/a%2fb", "/a*", "/%41"]
+        {
+            assert!(Pattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_route_that_matches_host_method_and_path_is_found() {
+        let routes = [
+            route(&["GET"], &[], "/v1/**"),
+            route(&["GET"], &[], "/v1/people/{id}"),
+            route(&["GET", "HEAD"], &[], "/v1/people/me"),
+            route(&["POST"], &[], "/v1/people/{id}/notes"),
+            route(&["GET"], &["stock.example"], "/v1/stock"),
+            route(&["GET"], &[], "/"),
+        ];
+        let router = Router::build(&routes).expect("no rivals");
+        for (method, host, path, found) in [
+            ("GET", "a", "/v1/people/me", Some("/v1/people/me")),
+            ("HEAD", "a", "/v1/people/me", Some("/v1/people/me")),
+            ("GET", "a", "/v1/people/7", Some("/v1/people/{id}")),
+            ("HEAD", "a", "/v1/people/7", None),
+            ("GET", "a", "/v1/people/7/notes", Some("/v1/**")),
+            ("POST", "a", "/v1/people/7/notes", Some("/v1/people/{id}/notes")),
+            ("POST", "a", "/v1/people//notes", None),
+            ("GET", "stock.example", "/v1/stock", Some("/v1/stock")),
+            ("GET", "a", "/v1/stock", Some("/v1/**")),
+            ("GET", "a", "/v1/", None),
+            ("GET", "a", "/v1", None),
+            ("GET", "a", "/", Some("/")),
+            ("DELETE", "a", "/v1/people/7", None),
+        ] {
+            let Some(canonical) = CanonicalPath::parse(path) else {
+                assert_eq!(found, None);
+                continue;
+            };
+            let route = router.find(&routes, host, method, &canonical);
+            assert_eq!(route.map(|(id, _)| &*routes[usize::from(id.0)].name), found, "{method} {host} {path}");
+        }
+    }
+
+    #[test]
+    fn captures_are_the_segments_themselves() {
+        let routes = [route(&["GET"], &[], "/v1/{a}/x/{b}")];
+        let router = Router::build(&routes).expect("no rivals");
+        let path = CanonicalPath::parse("/v1/one/x/two").expect("canonical");
+        let (_, captures) = router.find(&routes, "h", "GET", &path).expect("matches");
+        let texts: Vec<_> = captures.iter().map(|range| &path.as_str()[range.clone()]).collect();
+        assert_eq!(texts, ["one", "two"]);
+        assert_eq!(routes[0].pattern.capture("b"), Some(1));
+    }
+
+    #[test]
+    fn two_routes_for_the_same_requests_are_a_mistake() {
+        let rivals = [route(&["GET"], &[], "/a/{x}"), route(&["POST", "GET"], &["h"], "/a/{y}")];
+        assert_eq!(Router::build(&rivals).err(), Some((RouteId(0), RouteId(1))));
+        let apart = [route(&["GET"], &["g"], "/a/{x}"), route(&["GET"], &["h"], "/a/{y}")];
+        assert!(Router::build(&apart).is_ok());
+    }
+}

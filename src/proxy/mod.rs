@@ -1,0 +1,2 @@
+pub mod tls;
+pub mod wire;

@@ -1,0 +1,407 @@
+//! Who is at the other end? Mutual TLS: trust, revocation, and what a client certificate proves.
+//!
+//! Each connection gets a verifier of its own ([`Attempt`]), for two reasons. What was verified, and under which named
+//! issuer, is known only inside the verifier; and so is what was refused, which is worth a log line with the subject.
+//! Sessions are never resumed: a resumed session would skip this verifier and with it revocation (rustls keeps the
+//! old chain), so there is neither a session store nor a ticketer.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::SingleCertAndKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
+};
+use webpki::{
+    CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::clock::Timestamp;
+use crate::config::settings::Revocation;
+use crate::policy::identify::Credential;
+
+/// Everything a handshake needs: the gateway's key and the issuers of its partners. Belongs to one snapshot.
+#[derive(Debug)]
+pub struct Trust {
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
+    pub(crate) key: Arc<SingleCertAndKey>,
+    pub(crate) issuers: Vec<TrustedIssuer>,
+    pub(crate) hints: Vec<DistinguishedName>,
+}
+
+/// A named issuer: its trust anchors and revocation lists.
+#[derive(Debug)]
+pub struct TrustedIssuer {
+    pub name: Arc<str>,
+    pub(crate) anchors: Vec<TrustAnchor<'static>>,
+    /// Newest first: webpki believes the first list that covers a certificate.
+    pub(crate) lists: Vec<RevocationList>,
+    pub(crate) grace: Duration,
+    pub(crate) revocation: Revocation,
+    /// When the first of its certificates expires.
+    pub not_after: Timestamp,
+}
+
+#[derive(Debug)]
+pub struct RevocationList {
+    pub file: Arc<str>,
+    pub this_update: Timestamp,
+    pub next_update: Timestamp,
+    pub(crate) list: CertRevocationList<'static>,
+}
+
+/// Why a handshake came to nothing. The codes are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    CertificateMissing,
+    CertificateMalformed,
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    RevocationUnknown,
+    IssuerUnknown,
+    PurposeWrong,
+    SignatureInvalid,
+    ChainInvalid,
+    ProtocolUnsupported,
+    Timeout,
+    Busy,
+    Closed,
+    Other,
+}
+
+impl Refusal {
+    pub const fn code(self) -> &'static str {
+        match self {
+            Refusal::CertificateMissing => "certificate-missing",
+            Refusal::CertificateMalformed => "certificate-malformed",
+            Refusal::CertificateExpired => "certificate-expired",
+            Refusal::CertificateNotYetValid => "certificate-not-yet-valid",
+            Refusal::CertificateRevoked => "certificate-revoked",
+            Refusal::RevocationUnknown => "revocation-unknown",
+            Refusal::IssuerUnknown => "issuer-unknown",
+            Refusal::PurposeWrong => "purpose-wrong",
+            Refusal::SignatureInvalid => "signature-invalid",
+            Refusal::ChainInvalid => "chain-invalid",
+            Refusal::ProtocolUnsupported => "protocol-unsupported",
+            Refusal::Timeout => "timeout",
+            Refusal::Busy => "busy",
+            Refusal::Closed => "closed",
+            Refusal::Other => "other",
+        }
+    }
+}
+
+/// What a certificate says of itself; for the log, also when it was refused. Names are those of organisations' systems.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presented {
+    pub subject: String,
+    pub serial: String,
+    pub issuer: String,
+}
+
+/// A client certificate that passed.
+#[derive(Debug)]
+pub struct Client {
+    pub credential: Credential,
+    pub subject: String,
+    pub certificate: CertificateDer<'static>,
+}
+
+/// One connection's verifier, and what it saw.
+pub struct Attempt {
+    trust: Arc<Trust>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    presented: Option<Presented>,
+    refused: Option<Refusal>,
+    client: Option<Arc<Client>>,
+}
+
+impl Trust {
+    /// The configuration of one handshake, and where its outcome can be read afterwards.
+    pub fn attempt(self: &Arc<Trust>) -> Result<(Arc<ServerConfig>, Arc<Attempt>), Error> {
+        let attempt = Arc::new(Attempt { trust: self.clone(), seen: Mutex::default() });
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&self.versions)?
+            .with_client_cert_verifier(attempt.clone())
+            .with_cert_resolver(self.key.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok((Arc::new(config), attempt))
+    }
+
+    pub fn issuers(&self) -> &[TrustedIssuer] {
+        &self.issuers
+    }
+
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.provider.signature_verification_algorithms
+    }
+
+    /// Verifies a chain under each issuer in turn. The most telling refusal is kept.
+    fn verify(
+        &self,
+        leaf: &EndEntityCert,
+        intermediates: &[CertificateDer],
+        now: UnixTime,
+    ) -> Result<&TrustedIssuer, Refusal> {
+        let mut refusal = Refusal::IssuerUnknown;
+        for issuer in &self.issuers {
+            match issuer.verify(leaf, intermediates, self.algorithms(), now) {
+                Ok(()) => return Ok(issuer),
+                Err(Refusal::IssuerUnknown) => {}
+                Err(other) => refusal = other,
+            }
+        }
+        Err(refusal)
+    }
+}
+
+impl TrustedIssuer {
+    fn verify(
+        &self,
+        leaf: &EndEntityCert,
+        intermediates: &[CertificateDer],
+        algorithms: &WebPkiSupportedAlgorithms,
+        now: UnixTime,
+    ) -> Result<(), Refusal> {
+        let in_force: Vec<&CertRevocationList> = self.in_force(now).collect();
+        // webpki stops at the first list that covers a certificate. Any other list in force that names it counts as
+        // well: lists may be split or arrive out of order, and being named in one is never an accident.
+        let unlisted = |path: &VerifiedPath| {
+            if self.revocation != Revocation::Off && listed(path, self.revocation, &in_force) {
+                return Err(webpki::Error::CertRevoked);
+            }
+            Ok(())
+        };
+        let revocation = match self.revocation {
+            Revocation::Off => None,
+            Revocation::Chain | Revocation::Leaf => {
+                let depth = match self.revocation {
+                    Revocation::Leaf => RevocationCheckDepth::EndEntity,
+                    _ => RevocationCheckDepth::Chain,
+                };
+                // Expiry is enforced by `in_force`, which knows the grace; no list in force means nobody gets in.
+                // A chain that belongs to another issuer must not be reported as one of unknown revocation.
+                let builder = RevocationOptionsBuilder::new(&in_force).map_err(|_| {
+                    let anchored = leaf.verify_for_usage(
+                        algorithms.all,
+                        &self.anchors,
+                        intermediates,
+                        now,
+                        KeyUsage::client_auth(),
+                        None,
+                        None,
+                    );
+                    anchored.map_or_else(refusal_of, |_| Refusal::RevocationUnknown)
+                })?;
+                Some(builder.with_depth(depth).build())
+            }
+        };
+        leaf.verify_for_usage(
+            algorithms.all,
+            &self.anchors,
+            intermediates,
+            now,
+            KeyUsage::client_auth(),
+            revocation,
+            Some(&unlisted),
+        )
+        .map(drop)
+        .map_err(refusal_of)
+    }
+
+    fn in_force(&self, now: UnixTime) -> impl Iterator<Item = &CertRevocationList<'static>> {
+        let now = Timestamp::from_unix_seconds(now.as_secs());
+        self.lists.iter().filter(move |list| now <= list.next_update.plus(self.grace)).map(|list| &list.list)
+    }
+}
+
+/// Whether a certificate of the path (or only its leaf) is named by any of the lists.
+fn listed(path: &VerifiedPath, revocation: Revocation, lists: &[&CertRevocationList]) -> bool {
+    let named = |issuer: &[u8], serial: &[u8]| {
+        // A list that cannot be searched counts as naming everything.
+        lists.iter().any(|list| list.issuer() == issuer && !matches!(list.find_serial(serial), Ok(None)))
+    };
+    let leaf = path.end_entity();
+    let chain = path.intermediate_certificates().filter(|_| revocation == Revocation::Chain);
+    named(leaf.issuer(), leaf.serial()) || chain.into_iter().any(|cert| named(cert.issuer(), cert.serial()))
+}
+
+impl Attempt {
+    pub fn presented(&self) -> Option<Presented> {
+        self.seen().presented.clone()
+    }
+
+    pub fn client(&self) -> Option<Arc<Client>> {
+        self.seen().client.clone()
+    }
+
+    /// Why a handshake failed, from what the verifier saw and else from the error.
+    pub fn refusal(&self, error: &std::io::Error) -> Refusal {
+        if let Some(refusal) = self.seen().refused {
+            return refusal;
+        }
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::NoCertificatesPresented) => Refusal::CertificateMissing,
+            Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => Refusal::ProtocolUnsupported,
+            Some(Error::InvalidCertificate(_)) => Refusal::SignatureInvalid,
+            Some(_) => Refusal::Other,
+            None => Refusal::Closed,
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn examine(
+        &self,
+        leaf: &CertificateDer,
+        intermediates: &[CertificateDer],
+        now: UnixTime,
+    ) -> Result<Client, Refusal> {
+        let (rest, parsed) = X509Certificate::from_der(leaf).map_err(|_| Refusal::CertificateMalformed)?;
+        if !rest.is_empty() {
+            return Err(Refusal::CertificateMalformed);
+        }
+        let subject = parsed.subject().to_string();
+        self.seen().presented = Some(Presented {
+            subject: subject.clone(),
+            serial: parsed.raw_serial_as_string(),
+            issuer: parsed.issuer().to_string(),
+        });
+        let verified = EndEntityCert::try_from(leaf).map_err(refusal_of)?;
+        let issuer = self.trust.verify(&verified, intermediates, now)?;
+        // webpki lets a certificate without extended key usage pass for any usage; a client certificate says so.
+        let usage = parsed.extended_key_usage().map_err(|_| Refusal::CertificateMalformed)?;
+        if !usage.is_some_and(|usage| usage.value.client_auth) {
+            return Err(Refusal::PurposeWrong);
+        }
+        let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+        let credential = Credential {
+            issuer: issuer.name.clone(),
+            uris: verified.valid_uri_names().map(str::to_owned).collect(),
+            dns_names: verified.valid_dns_names().map(str::to_ascii_lowercase).collect(),
+            spki: sha256(verified.subject_public_key_info().as_ref()),
+            fingerprint: sha256(leaf),
+            not_after: Timestamp::from_unix_seconds(not_after),
+        };
+        Ok(Client { credential, subject, certificate: leaf.clone().into_owned() })
+    }
+}
+
+impl ClientCertVerifier for Attempt {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.trust.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match self.examine(leaf, intermediates, now) {
+            Ok(client) => {
+                self.seen().client = Some(Arc::new(client));
+                Ok(ClientCertVerified::assertion())
+            }
+            Err(refusal) => {
+                self.seen().refused = Some(refusal);
+                Err(Error::InvalidCertificate(alert_of(refusal)))
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, self.trust.algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, self.trust.algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.trust.algorithms().supported_schemes()
+    }
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Attempt")
+    }
+}
+
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut array = [0; 32];
+    array.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    array
+}
+
+/// The canonical form of a peer's address: IPv4 is never IPv6-mapped.
+pub fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+fn refusal_of(error: webpki::Error) -> Refusal {
+    use webpki::Error as E;
+    match error {
+        E::CertExpired { .. } => Refusal::CertificateExpired,
+        E::CertNotValidYet { .. } => Refusal::CertificateNotYetValid,
+        E::CertRevoked => Refusal::CertificateRevoked,
+        E::UnknownRevocationStatus | E::CrlExpired { .. } | E::InvalidCrlSignatureForPublicKey => {
+            Refusal::RevocationUnknown
+        }
+        E::UnknownIssuer => Refusal::IssuerUnknown,
+        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => Refusal::PurposeWrong,
+        E::InvalidSignatureForPublicKey => Refusal::SignatureInvalid,
+        E::BadDer
+        | E::BadDerTime
+        | E::InvalidSerialNumber
+        | E::MalformedExtensions
+        | E::UnsupportedCertVersion
+        | E::TrailingData(_) => Refusal::CertificateMalformed,
+        _ => Refusal::ChainInvalid,
+    }
+}
+
+/// What the peer is told, as the TLS alert that rustls makes of it.
+fn alert_of(refusal: Refusal) -> CertificateError {
+    match refusal {
+        Refusal::CertificateExpired => CertificateError::Expired,
+        Refusal::CertificateNotYetValid => CertificateError::NotValidYet,
+        Refusal::CertificateRevoked => CertificateError::Revoked,
+        Refusal::RevocationUnknown => CertificateError::UnknownRevocationStatus,
+        Refusal::IssuerUnknown => CertificateError::UnknownIssuer,
+        Refusal::PurposeWrong => CertificateError::InvalidPurpose,
+        Refusal::SignatureInvalid => CertificateError::BadSignature,
+        Refusal::CertificateMalformed => CertificateError::BadEncoding,
+        _ => CertificateError::ApplicationVerificationFailure,
+    }
+}
