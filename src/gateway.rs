@@ -1,2 +1,255 @@
-//! placeholder
+//! The running gateway: what its workers share, how it starts and how it stops.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+
+use crate::clock::{Clock, Timestamp};
+use crate::config::Config;
+use crate::config::problem::Problem;
+use crate::metrics::Metrics;
+use crate::net::observe;
+use crate::policy::PartnerId;
+use crate::policy::charge::{Charge, Receipt};
+use crate::proxy::listen::{self, Load};
+use crate::snapshot::Snapshot;
+use crate::state::{Hold, State};
+use crate::subject::EpochKey;
+
+/// Name of the epoch key's file in the data directory.
 pub const EPOCH_KEY: &str = "epoch.key";
+
+/// What all workers share.
+pub struct Gateway {
+    snapshot: ArcSwap<Snapshot>,
+    state: State,
+    pub clock: Clock,
+    pub metrics: Metrics,
+    pub load: Arc<Load>,
+    pub refusals: LogLimit,
+    epoch_key: EpochKey,
+    phase: watch::Sender<Phase>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    /// No new connections; requests that are under way are finished.
+    Draining,
+    Stopped,
+}
+
+/// A gateway with its threads and the addresses it really listens on.
+pub struct Running {
+    pub gateway: Arc<Gateway>,
+    pub address: SocketAddr,
+    pub metrics_address: SocketAddr,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug)]
+pub enum StartError {
+    Configuration(Vec<Problem>),
+    /// What could not be done, with its cause.
+    Failed(String),
+}
+
+/// How often what was paid back is forgotten.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+impl Gateway {
+    /// Starts a gateway: everything is read and bound before the first connection is accepted.
+    pub fn start(config: Config, clock: Clock) -> Result<Running, StartError> {
+        let state = State::default();
+        let snapshot = Snapshot::build(config, &state).map_err(StartError::Configuration)?;
+        let settings = &snapshot.settings;
+        let address = settings.listen.address;
+        if snapshot.development && !address.ip().is_loopback() {
+            let problem =
+                Problem::error("gateway.toml", "listen.address", "the development CA is trusted, off loopback");
+            let hint = "anybody with certs/dev can be any partner; use your own CA, or listen on 127.0.0.1";
+            return Err(StartError::Configuration(vec![problem.with_value(address.to_string()).with_hint(hint)]));
+        }
+        let failed = |what: String| move |error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
+        let epoch_key = EpochKey::load_or_create(&settings.directory.join(EPOCH_KEY))
+            .map_err(|error| failed("epoch key".to_owned())(&error))?;
+        let metrics = Metrics::new().map_err(|error| failed("metrics".to_owned())(&error))?;
+        let workers = settings.listen.workers;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| failed("runtime".to_owned())(&error))?;
+        let (listeners, observer) = {
+            // Sockets of tokio are made inside a runtime, whichever.
+            let _entered = runtime.enter();
+            let listeners = listen::bind(address, workers)
+                .map_err(|error| failed(format!("cannot listen on {address}"))(&error))?;
+            let observed = settings.metrics.address;
+            let observer = std::net::TcpListener::bind(observed)
+                .map_err(|error| failed(format!("cannot listen on {observed} for metrics"))(&error))?;
+            (listeners, observer)
+        };
+        let local = |listener: &std::net::TcpListener| {
+            listener.local_addr().map_err(|error| failed("listener".to_owned())(&error))
+        };
+        let (address, metrics_address) = (local(&listeners[0])?, local(&observer)?);
+        let (load, inboxes) = Load::of(workers);
+        let (phase, _) = watch::channel(Phase::Serving);
+        let gateway = Arc::new(Gateway {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            state,
+            clock,
+            metrics,
+            load: Arc::new(load),
+            refusals: LogLimit::default(),
+            epoch_key,
+            phase,
+        });
+        let mut threads = Vec::new();
+        for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
+            let gateway = gateway.clone();
+            let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+            let spawned = thread.spawn(move || listen::run(gateway, index, listener, inbox));
+            threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
+        }
+        let observed = gateway.clone();
+        let thread = std::thread::Builder::new().name("observe".to_owned());
+        let spawned = thread.spawn(move || observe::run(runtime, observed, observer));
+        threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
+        Ok(Running { gateway, address, metrics_address, threads })
+    }
+
+    /// The snapshot of this moment. Load it once for each unit of work.
+    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    pub fn epoch_key(&self) -> &EpochKey {
+        &self.epoch_key
+    }
+
+    /// Takes a group of charges from a partner's state, all or none. Nobody pays nothing.
+    pub fn charge<'c>(
+        &self,
+        snapshot: &Snapshot,
+        partner: Option<PartnerId>,
+        charges: impl Iterator<Item = Charge<'c>> + Clone,
+        now: Timestamp,
+    ) -> (Receipt, Hold) {
+        match partner {
+            Some(partner) => snapshot.state(partner).charge(charges, snapshot.settings.limiter_entries_max, now),
+            None => (Receipt::Paid, Hold::default()),
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
+    }
+
+    pub fn is_draining(&self) -> bool {
+        !self.is_ready()
+    }
+
+    /// Resolves when the gateway begins to stop.
+    pub async fn draining(&self) {
+        self.reached(Phase::Draining).await;
+    }
+
+    /// Resolves when no worker needs to run any more.
+    pub async fn drained(&self) {
+        self.reached(Phase::Stopped).await;
+    }
+
+    /// Forgets now and then what was paid back; ends with the gateway.
+    pub async fn sweep(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_EVERY) => self.state.sweep(self.clock.now()),
+                () = self.drained() => return,
+            }
+        }
+    }
+
+    async fn reached(&self, phase: Phase) {
+        let mut phases = self.phase.subscribe();
+        // The sender is a field of this gateway: it cannot be gone while this borrows it.
+        let _ = phases.wait_for(|now| *now >= phase).await;
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+}
+
+impl Running {
+    /// Stops accepting, lets requests finish for as long as the configuration says, and joins the threads.
+    pub fn stop(self) -> io::Result<()> {
+        let gateway = &self.gateway;
+        gateway.enter(Phase::Draining);
+        let drain_timeout = gateway.snapshot().settings.http.drain_timeout;
+        let begun = std::time::Instant::now();
+        while gateway.load.open() > 0 && begun.elapsed() < drain_timeout {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let left = gateway.load.open();
+        if left > 0 {
+            tracing::warn!(connections = left, "drain timeout: connections are closed");
+        }
+        gateway.enter(Phase::Stopped);
+        for thread in self.threads {
+            thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+/// At most so many log lines a second of a kind that a stranger can cause; the rest is counted.
+#[derive(Debug, Default)]
+pub struct LogLimit {
+    second: Mutex<(u64, u32)>,
+    unlogged: AtomicU64,
+}
+
+impl LogLimit {
+    const LINES_PER_SECOND_MAX: u32 = 20;
+
+    /// Calls `log` with the number of lines left out since the last, or leaves this one out too.
+    pub fn note(&self, now: Timestamp, log: impl FnOnce(u64)) {
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        if second.0 != now.unix_seconds() {
+            *second = (now.unix_seconds(), 0);
+        }
+        second.1 += 1;
+        let within = second.1 <= LogLimit::LINES_PER_SECOND_MAX;
+        drop(second);
+        if within {
+            log(self.unlogged.swap(0, Ordering::Relaxed));
+        } else {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StartError::Configuration(problems) => {
+                for (at, problem) in problems.iter().enumerate() {
+                    if at > 0 {
+                        writeln!(f)?;
+                    }
+                    write!(f, "{problem}")?;
+                }
+                Ok(())
+            }
+            StartError::Failed(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

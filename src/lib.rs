@@ -1,10 +1,14 @@
 //! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod explain;
 pub mod gateway;
+pub mod log;
+pub mod metrics;
+pub mod net;
 pub mod policy;
 pub mod proxy;
 pub mod snapshot;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `dwarpal` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dwarpal::cli::run()
+}

@@ -5,3 +5,4 @@ pub mod certificate;
 pub mod pki;
 pub mod registry;
 pub mod stock;
+pub mod tour;

@@ -15,7 +15,7 @@ pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// Two people answer to this mobile number; its prefix is not allocated to any operator.
 pub const MOBILE_OF_TWO: &str = "6412345678";
 /// Nobody answers to this one.
-pub const MOBILE_OF_NOBODY: &str = "6400000001";
+pub const MOBILE_OF_NOBODY: &str = "6412300001";
 /// UIDAI's published test numbers; one person answers to each.
 pub const AADHAAR_OF_ONE: [&str; 3] = ["999941057058", "999971658847", "999933119405"];
 /// Beneficiary references that exist.
@@ -316,8 +316,8 @@ mod tests {
         let table = [
             ("POST", mobile, r#"{"mobile":"6412345678"}"#, 200),
             ("POST", mobile, r#"{"mobile":"6412345678","purpose":"care","aadhaar":"999941057058"}"#, 200),
-            ("POST", mobile, r#"{"mobile":"6400000001"}"#, 404),
-            ("POST", mobile, r#"{"mobile":"6400000001","aadhaar":"999941057058"}"#, 404),
+            ("POST", mobile, r#"{"mobile":"6412300001"}"#, 404),
+            ("POST", mobile, r#"{"mobile":"6412300001","aadhaar":"999941057058"}"#, 404),
             ("POST", mobile, r#"{"aadhaar":"999941057058"}"#, 400),
             ("POST", mobile, r#"{"mobile":"6412345678","mobile":"6412345678"}"#, 400),
             ("POST", mobile, r#"{"mobile":["6412345678"]}"#, 400),
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn refusals_are_json_and_echo_nothing() {
-        let (status, answer) = ask_registry("POST", "/v1/lookup/mobile", r#"{"mobile":"6400000001"}"#);
+        let (status, answer) = ask_registry("POST", "/v1/lookup/mobile", r#"{"mobile":"6412300001"}"#);
         assert_eq!((status, answer), (404, serde_json::json!({"error": "no beneficiary"})));
         let (_, headers, _) = ask(Site::Registry, "GET", "/v1/lookup/mobile", b"");
         assert_eq!(headers["allow"], "POST");

@@ -149,6 +149,11 @@ impl Policy {
         &self.routes[usize::from(id.0)]
     }
 
+    /// The partner that a credential belongs to.
+    pub fn identify(&self, credential: &Credential, now: Timestamp) -> Option<PartnerId> {
+        self.identities.find(credential, now).ok().map(|(partner, _)| partner)
+    }
+
     /// Identify, admit, entitle. What the partner may be charged for is known as soon as it is admitted, so that
     /// requests without a grant use up its rate as well.
     pub fn plan_head<'p>(&'p self, head: &Head) -> HeadPlan<'p> {
@@ -352,6 +357,11 @@ impl Denial {
     /// A refusal before any rule of the policy was asked.
     pub fn outright(reason: Reason) -> Denial {
         deny(reason, None, Trail::default())
+    }
+
+    /// A refusal after policy had come so far.
+    pub fn after(trail: &Trail, reason: Reason) -> Denial {
+        deny(reason, None, trail.clone())
     }
 }
 

@@ -539,7 +539,8 @@ mod tests {
             &[("0.0.0.0/32", None), ("255.255.255.255/32", None), ("::/128", None), ("ffff::/16", None)];
         let all: Entries = &[("0.0.0.0/0", None), ("::/0", None)];
         let neighbours: Entries = &[("10.0.0.0/25", None), ("10.0.0.128/25", Some(5))];
-        let cases: [(Entries, &str, u64, Answer); 34] = [
+        let corner: Entries = &[("10.0.0.0/24", Some(9)), ("10.0.0.255/32", Some(5)), ("10.0.0.0/32", None)];
+        let cases: [(Entries, &str, u64, Answer); 38] = [
             (&[], "10.0.0.1", 0, None),
             (&[], "::", 0, None),
             (nested, "9.255.255.255", 0, None),
@@ -574,6 +575,10 @@ mod tests {
             (all, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 0, Some(Ok(2))),
             (neighbours, "10.0.0.127", 5, Some(Ok(1))),
             (neighbours, "10.0.0.128", 5, Some(Err(2))),
+            (corner, "10.0.0.255", 5, Some(Ok(1))),
+            (corner, "10.0.0.255", 9, Some(Err(2))),
+            (corner, "10.0.1.0", 0, None),
+            (corner, "10.0.0.1", 9, Some(Err(1))),
         ];
         for (entries, addr, now, expected) in cases {
             let (networks, addr) = (list(entries), addr.parse().unwrap());
@@ -695,8 +700,10 @@ mod tests {
     fn cidr() -> impl Strategy<Value = IpNet> {
         // Few distinct bytes and every prefix length, so that networks often nest, touch or are equal.
         let byte = prop_oneof![Just(0u8), Just(1), Just(127), Just(128), Just(255)];
-        let v4 = (prop::array::uniform4(byte.clone()), 0..=32u8).prop_map(|(b, p)| IpNet::new(b.into(), p));
-        let v6 = (prop::array::uniform16(byte), 0..=128u8).prop_map(|(b, p)| IpNet::new(b.into(), p));
+        let v4 = (prop::array::uniform4(byte.clone()), prop_oneof![0..=32u8, 30..=32u8])
+            .prop_map(|(b, p)| IpNet::new(b.into(), p));
+        let v6 = (prop::array::uniform16(byte), prop_oneof![0..=128u8, 126..=128u8])
+            .prop_map(|(b, p)| IpNet::new(b.into(), p));
         prop_oneof![v4, v6].prop_map(|net| net.unwrap().trunc()).prop_filter("canonical", |net| canonical(*net).is_ok())
     }
 

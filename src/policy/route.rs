@@ -187,6 +187,19 @@ impl Pattern {
     }
 }
 
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for segment in &self.segments {
+            match segment {
+                Segment::Exact(exact) => write!(f, "/{exact}")?,
+                Segment::Capture(name) => write!(f, "/{{{name}}}")?,
+                Segment::Rest => f.write_str("/**")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Finds the route of a request: the most specific pattern among those whose host, method and path match.
 #[derive(Debug, Default)]
 pub struct Router {

@@ -1,2 +1,138 @@
+//! The live path. One request, step by step: intake, identify, admit, entitle, charge, lookup, charge, forward, disclose,
+//! answer.
+
+pub mod answer;
+pub mod connection;
+pub mod disclose;
+pub mod forward;
+pub mod headers;
+pub mod intake;
+pub mod listen;
+pub mod lookup;
+pub mod paced;
+pub mod record;
 pub mod tls;
+pub mod upstream;
+pub mod whoami;
 pub mod wire;
+
+use std::rc::Rc;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
+
+use crate::policy::head::Target;
+use crate::policy::lookup::pass_target;
+use crate::policy::reason::Reason;
+use crate::policy::route::RouteKind;
+use crate::policy::{Denial, Head};
+use crate::snapshot::Snapshot;
+use answer::Body;
+use connection::Peer;
+use forward::{Errand, Payload};
+use record::Record;
+
+/// Answers one request: with the backend's answer, the gateway's own, or a refusal. Always with a decision id.
+pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body> {
+    let snapshot = peer.gateway().snapshot();
+    let mut record = Record::begin(&peer, &request);
+    let mut response = match exchange(request, &peer, &snapshot, &mut record).await {
+        Ok(response) => {
+            record.allowed(response.status());
+            response
+        }
+        Err(denial) => {
+            record.refused(&snapshot, &denial);
+            answer::refuse(&denial, record.decision, peer.closes_after(denial.reason))
+        }
+    };
+    answer::sign(response.headers_mut(), record.decision);
+    peer.watch(response.body(), record.deadline);
+    response
+}
+
+/// The life of a request. Every `?` is a refusal; what is left at the end was allowed, forwarded and answered.
+async fn exchange(
+    request: Request<Incoming>,
+    peer: &Peer,
+    snapshot: &Snapshot,
+    record: &mut Record,
+) -> Result<Response<Body>, Denial> {
+    let settings = &snapshot.settings;
+    let gateway = peer.gateway();
+    let bounds = peer.bounds(settings, record.deadline);
+
+    // Intake: one reading of the head.
+    let intake = intake::intake(request, &peer.line(settings)).map_err(Denial::outright)?;
+    let target = Target::parse(&intake.target).map_err(Denial::outright)?;
+
+    // Identify, admit, entitle; then charge the request, before a byte of its body is read.
+    let head = Head {
+        now: record.now,
+        source: peer.source,
+        credential: &peer.client.credential,
+        host: &intake.host,
+        method: intake.method.as_str(),
+        path: &target.path,
+    };
+    let plan = snapshot.policy.plan_head(&head);
+    let (receipt, hold) = gateway.charge(snapshot, plan.partner(), plan.charges(), record.now);
+    let admission = plan.settle(receipt)?;
+    record.admitted(snapshot, admission.trail());
+    if let Some(reason) = peer.over_capacity() {
+        return Err(Denial::after(admission.trail(), reason));
+    }
+    let Some(route) = admission.route() else { return Ok(whoami::answer(admission, snapshot, peer)) };
+
+    // Lookup: who is asked for. Then charge the person.
+    let (method, host) = (intake.method.clone(), intake.host.clone());
+    let (plan, payload) = match &route.kind {
+        RouteKind::Pass(declared) => {
+            let passed = pass_target(&declared.parameters, &target.path, target.query);
+            let plan = admission.plan_pass(passed.as_ref().map(|_| ()).map_err(|reason| *reason));
+            let payload = passed.map(|target| {
+                let intake::Intake { headers, nominated, body, .. } = intake;
+                Payload::Pass { target, headers, nominated, body }
+            });
+            (plan, payload)
+        }
+        RouteKind::Lookup(declared) => {
+            let captures = admission.captures().to_vec();
+            drop(target);
+            let read =
+                record.reading(lookup::read(declared, route, intake, &captures, gateway.epoch_key(), bounds)).await;
+            record.looked_up(declared.kind, &read);
+            let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
+            (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
+        }
+    };
+    let (receipt, _) = gateway.charge(snapshot, record.partner_id(), plan.charges(), record.now);
+    let permit = plan.settle(receipt)?;
+    let denied = |reason: Reason| Denial::after(permit.trail(), reason);
+    let payload = payload.map_err(denied)?;
+
+    // Forward, and disclose what comes back.
+    let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
+    let errand = Errand { method: method.clone(), host: &host, caller, decision, trace, bounds };
+    let answered = forward::forward(&permit, payload, errand, settings, peer.pools()).await;
+    let answered = answered.map_err(|reason| {
+        record.withheld(reason);
+        denied(reason)
+    })?;
+    let disclosure = disclose::disclose(route, &method, answered, hold, bounds).await;
+    let disclosure = disclosure.map_err(|withheld| {
+        record.backend(withheld.outcome, withheld.backend_time);
+        denied(withheld.reason)
+    })?;
+    record.backend(disclosure.outcome, disclosure.backend_time);
+    Ok(disclosure.response)
+}
+
+/// An answer of the gateway's own.
+fn json(document: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(Body::whole(Bytes::from(document.to_string()), None));
+    let headers = response.headers_mut();
+    headers.insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    headers.insert(hyper::header::CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    response
+}

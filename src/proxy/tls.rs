@@ -173,6 +173,10 @@ impl Trust {
 }
 
 impl TrustedIssuer {
+    pub fn lists(&self) -> &[RevocationList] {
+        &self.lists
+    }
+
     fn verify(
         &self,
         leaf: &EndEntityCert,

@@ -79,6 +79,21 @@ pub enum Violation {
 }
 
 impl Violation {
+    /// Two parsers could disagree about where this message ends.
+    pub const fn is_framing(self) -> bool {
+        use Violation as V;
+        matches!(
+            self,
+            V::ContentLength
+                | V::ContentLengthRepeated
+                | V::TransferEncoding
+                | V::TransferEncodingRepeated
+                | V::TransferEncodingVersion
+                | V::LengthWithEncoding
+                | V::UnderscoreName
+        )
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Violation::BareLf => "bare-lf",
@@ -197,6 +212,11 @@ impl Handle {
     pub fn written_bytes(&self) -> u64 {
         self.0.written_bytes.get()
     }
+
+    /// Since when an HTTP/1 head (or trailer section) has been arriving without being complete.
+    pub fn unfinished_since(&self) -> Option<Instant> {
+        self.0.unfinished_since.get()
+    }
 }
 
 #[derive(Default)]
@@ -204,6 +224,7 @@ struct Shared {
     violation: Cell<Option<Violation>>,
     read_bytes: Cell<u64>,
     written_bytes: Cell<u64>,
+    unfinished_since: Cell<Option<Instant>>,
 }
 
 impl Shared {
@@ -336,6 +357,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 Side::Http1(gate) => {
                     let released = gate.feed(fresh);
                     buf.set_filled(start + released);
+                    let since = this.shared.unfinished_since.get();
+                    this.shared.unfinished_since.set(gate.is_unfinished().then(|| since.unwrap_or_else(Instant::now)));
                     if let Fate::Refused(violation) | Fate::Broken(violation) = gate.fate() {
                         this.shared.note(violation);
                     }

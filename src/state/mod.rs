@@ -45,10 +45,11 @@ struct RouteUsed {
 }
 
 /// In-flight places taken by one request; dropping it gives them back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use]
 pub struct Hold {
-    partner: Arc<PartnerState>,
+    /// `None` until a place was taken.
+    partner: Option<Arc<PartnerState>>,
     request: bool,
     route: Option<usize>,
 }
@@ -90,7 +91,7 @@ impl PartnerState {
         entries_max: usize,
         now: Timestamp,
     ) -> (Receipt, Hold) {
-        let mut hold = Hold { partner: self.clone(), request: false, route: None };
+        let mut hold = Hold::default();
         let mut used = self.lock();
         let mut buckets = [FullAt::default(); CHARGES_MAX];
         for (charge, bucket) in charges.clone().zip(&mut buckets) {
@@ -101,6 +102,9 @@ impl PartnerState {
         }
         for (charge, bucket) in charges.zip(buckets) {
             used.commit(charge, bucket, &mut hold);
+        }
+        if hold.request || hold.route.is_some() {
+            hold.partner = Some(self.clone());
         }
         (Receipt::Paid, hold)
     }
@@ -228,10 +232,8 @@ fn forget_full<K: Eq + Hash>(buckets: &mut HashMap<K, FullAt>, now: Timestamp) {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if !self.request && self.route.is_none() {
-            return;
-        }
-        let mut used = self.partner.lock();
+        let Some(partner) = &self.partner else { return };
+        let mut used = partner.lock();
         if self.request {
             used.in_flight = used.in_flight.saturating_sub(1);
         }

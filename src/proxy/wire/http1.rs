@@ -110,6 +110,11 @@ impl Gate {
         }
     }
 
+    /// A head or trailer section has begun and is not complete.
+    pub fn is_unfinished(&self) -> bool {
+        self.held.len() > self.ready
+    }
+
     pub fn fate(&self) -> Fate {
         self.fate
     }

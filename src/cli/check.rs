@@ -1,0 +1,81 @@
+//! `dwarpal check`: may this configuration be served? Errors, cases, then what should be looked at.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{NO, OverrideArguments, YES, complain, counted};
+use crate::clock::Clock;
+use crate::config::cases::{Case, Expect};
+use crate::config::{self, Config, hygiene};
+use crate::explain::{Explanation, explain};
+use crate::snapshot::Snapshot;
+use crate::state::State;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Directory with gateway.toml, partners/ and cases/
+    #[arg(default_value = "config", value_name = "DIRECTORY")]
+    config: PathBuf,
+    /// Fail on warnings too
+    #[arg(long)]
+    strict: bool,
+    #[command(flatten)]
+    overrides: OverrideArguments,
+}
+
+pub fn run(arguments: Arguments) -> u8 {
+    let config = match config::load(&arguments.config, &arguments.overrides.overrides()) {
+        Ok(config) => config,
+        Err(problems) => return complain(&problems),
+    };
+    let now = Clock::system().now();
+    let mut failed = 0;
+    for case in &config.cases {
+        if let Some(why) = failure(case, &config) {
+            failed += 1;
+            eprintln!("failed: {}: {}: {why}", case.place, case.name);
+        }
+    }
+    let warnings = hygiene::warnings(&config, now);
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
+    }
+    let (partners, routes) = (config.policy.partners.len(), config.policy.routes.len());
+    let networks: usize = config.policy.partners.iter().map(|partner| partner.networks.len()).sum();
+    let cases = config.cases.len();
+    // Last, since it takes the configuration: certificates, keys and lists.
+    if let Err(problems) = Snapshot::build(config, &State::default()) {
+        return complain(&problems);
+    }
+    println!(
+        "{}, {}, {}; {cases} cases, {failed} failed; {}",
+        counted(partners, "partner"),
+        counted(routes, "route"),
+        counted(networks, "network"),
+        counted(warnings.len(), "warning"),
+    );
+    if failed > 0 || (arguments.strict && !warnings.is_empty()) { NO } else { YES }
+}
+
+/// Why a case does not hold, if it does not.
+fn failure(case: &Case, config: &Config) -> Option<String> {
+    let now = Clock::system().now();
+    let explanation = match explain(&config.policy, &config.settings, &case.question, now) {
+        Ok(explanation) => explanation,
+        Err(why) => return Some(why),
+    };
+    if explanation.is(case.expect) {
+        return None;
+    }
+    let expected = match case.expect {
+        Expect::Allow => "allow".to_owned(),
+        Expect::Deny(None) => "deny".to_owned(),
+        Expect::Deny(Some(reason)) => format!("deny ({reason})"),
+    };
+    Some(format!("expected {expected}, got {}", verdict(&explanation)))
+}
+
+pub fn verdict(explanation: &Explanation) -> String {
+    explanation.denied.map_or("allow".to_owned(), |reason| format!("deny ({reason})"))
+}

@@ -1,0 +1,72 @@
+//! `dwarpal serve`: runs the gateway until it is told to stop.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{FAILED, OverrideArguments, YES, complain};
+use crate::clock::Clock;
+use crate::config;
+use crate::gateway::{Gateway, Running, StartError};
+use crate::log;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Directory with gateway.toml, partners/ and cases/
+    #[arg(long, default_value = "config", value_name = "DIRECTORY")]
+    config: PathBuf,
+    #[command(flatten)]
+    overrides: OverrideArguments,
+}
+
+pub fn run(arguments: Arguments) -> u8 {
+    let config = match config::load(&arguments.config, &arguments.overrides.overrides()) {
+        Ok(config) => config,
+        Err(problems) => return complain(&problems),
+    };
+    log::init(config.settings.log);
+    match Gateway::start(config, Clock::system()) {
+        Ok(running) => until_told(running),
+        Err(StartError::Configuration(problems)) => complain(&problems),
+        Err(StartError::Failed(what)) => {
+            eprintln!("error: {what}");
+            FAILED
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+fn until_told(running: Running) -> u8 {
+    let workers = running.gateway.snapshot().settings.listen.workers;
+    tracing::info!(address = %running.address, metrics = %running.metrics_address, workers, "serving");
+    if let Err(error) = wait_for_signal() {
+        eprintln!("error: cannot wait for signals: {error}");
+        return FAILED;
+    }
+    tracing::info!("draining");
+    std::thread::spawn(|| {
+        if wait_for_signal().is_ok() {
+            std::process::exit(i32::from(FAILED));
+        }
+    });
+    match running.stop() {
+        Ok(()) => YES,
+        Err(error) => {
+            eprintln!("error: {error}");
+            FAILED
+        }
+    }
+}
+
+pub fn wait_for_signal() -> std::io::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,264 @@
+//! What is counted? The only file that knows prometheus.
+//!
+//! Labels come from the configuration and from closed lists, never from a request: `none` where nobody was identified
+//! or no route was found.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::clock::Timestamp;
+use crate::policy::PartnerId;
+use crate::snapshot::Snapshot;
+
+/// All metrics of one gateway.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    gateway_seconds: HistogramVec,
+    backend_seconds: HistogramVec,
+    handshakes: IntCounterVec,
+    connections_refused: IntCounterVec,
+    connections: IntGauge,
+    partner_connections: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    limiter_entries: IntGaugeVec,
+    identifier_checks: IntCounterVec,
+    answers: IntCounterVec,
+    people: IntCounterVec,
+    network_last_match: GaugeVec,
+    networks: IntGaugeVec,
+    certificate_not_after: GaugeVec,
+    crl_next_update: GaugeVec,
+    connections_cut: IntCounterVec,
+    series: IntGauge,
+}
+
+/// Networks of one partner that are shown one by one; longer lists only by how many of them were ever used.
+const NETWORKS_SHOWN_MAX: usize = 100;
+
+/// Seconds; the gateway's own part is tens of microseconds, a backend's is milliseconds.
+const GATEWAY_BUCKETS: &[f64] = &[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];
+const BACKEND_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// How an identifier was found; the rest of the label values are the private codes of its refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identifier {
+    Valid,
+    /// Well-formed, but of a number series that is not allocated.
+    Unallocated,
+    Refused(crate::policy::reason::Reason),
+}
+
+/// What a backend said of a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Hit { people: u32 },
+    Miss,
+    Error,
+}
+
+impl Metrics {
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+        };
+        let float = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, GaugeVec::new(Opts::new(name, help), labels)?)
+        };
+        let histogram = |name: &str, help: &str, label: &str, buckets: &[f64]| {
+            register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &[label])?)
+        };
+        let build_info = gauge("dwarpal_build_info", "Always 1; the labels say what is running.", &["version"])?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Metrics {
+            requests: counter(
+                "dwarpal_requests_total",
+                "Requests by partner, route, verdict (allow, deny, failed, aborted) and reason.",
+                &["partner", "route", "verdict", "reason"],
+            )?,
+            gateway_seconds: histogram(
+                "dwarpal_gateway_seconds",
+                "Time from a request's head to its answer's head, without the backend's part and the wait for the body.",
+                "route",
+                GATEWAY_BUCKETS,
+            )?,
+            backend_seconds: histogram(
+                "dwarpal_backend_seconds",
+                "Time from asking a backend to the head of its answer, or to its end where the answer is read whole.",
+                "route",
+                BACKEND_BUCKETS,
+            )?,
+            handshakes: counter("dwarpal_handshakes_total", "TLS handshakes by result: ok, or why not.", &["result"])?,
+            connections_refused: counter(
+                "dwarpal_connections_refused_total",
+                "Connections closed before TLS, by reason.",
+                &["reason"],
+            )?,
+            connections: {
+                let gauge = IntGauge::new("dwarpal_connections", "Connections that are open.")?;
+                register(&registry, gauge)?
+            },
+            partner_connections: gauge("dwarpal_partner_connections", "Open connections of a partner.", &["partner"])?,
+            in_flight: gauge("dwarpal_requests_in_flight", "Requests of a partner under way.", &["partner"])?,
+            limiter_entries: gauge(
+                "dwarpal_limiter_entries",
+                "Keys that the limiter remembers, by partner and kind (source, subject).",
+                &["partner", "kind"],
+            )?,
+            identifier_checks: counter(
+                "dwarpal_identifier_checks_total",
+                "Identifiers read from lookups, by partner, kind and result.",
+                &["partner", "kind", "result"],
+            )?,
+            answers: counter(
+                "dwarpal_answers_total",
+                "Answers to allowed lookups, by partner, kind and outcome (hit, miss, error).",
+                &["partner", "kind", "outcome"],
+            )?,
+            people: counter("dwarpal_people_answered_total", "People in answers to lookups.", &["partner", "kind"])?,
+            network_last_match: float(
+                "dwarpal_network_last_match_timestamp_seconds",
+                "When an allowlist entry last let a request in; 0 if not since the start.",
+                &["partner", "network"],
+            )?,
+            networks: gauge(
+                "dwarpal_networks",
+                "Allowlist entries of a partner by use: matched since the start, or unmatched.",
+                &["partner", "use"],
+            )?,
+            certificate_not_after: float(
+                "dwarpal_certificate_not_after_timestamp_seconds",
+                "When a certificate expires: the gateway's, an issuer's first, or the one a partner showed last.",
+                &["holder", "name"],
+            )?,
+            crl_next_update: float(
+                "dwarpal_crl_next_update_timestamp_seconds",
+                "When a revocation list is out of date (before the grace).",
+                &["issuer", "file"],
+            )?,
+            connections_cut: counter(
+                "dwarpal_connections_cut_total",
+                "Connections that the gateway ended because of what the peer did, by reason.",
+                &["reason"],
+            )?,
+            series: {
+                let gauge =
+                    IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
+                register(&registry, gauge)?
+            },
+            registry,
+        })
+    }
+
+    pub fn request(&self, partner: &str, route: &str, verdict: &str, reason: &str) {
+        self.requests.with_label_values(&[partner, route, verdict, reason]).inc();
+    }
+
+    pub fn latency(&self, route: &str, gateway: Duration, backend: Option<Duration>) {
+        self.gateway_seconds.with_label_values(&[route]).observe(gateway.as_secs_f64());
+        if let Some(backend) = backend {
+            self.backend_seconds.with_label_values(&[route]).observe(backend.as_secs_f64());
+        }
+    }
+
+    pub fn handshake(&self, result: &str) {
+        self.handshakes.with_label_values(&[result]).inc();
+    }
+
+    pub fn connection_refused(&self, reason: &str) {
+        self.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    pub fn connection_cut(&self, reason: &str) {
+        self.connections_cut.with_label_values(&[reason]).inc();
+    }
+
+    pub fn partner_certificate(&self, partner: &str, not_after: Timestamp) {
+        self.certificate_not_after.with_label_values(&["partner", partner]).set(not_after.unix_seconds() as f64);
+    }
+
+    pub fn identifier(&self, partner: &str, kind: &str, result: Identifier) {
+        let result = match result {
+            Identifier::Valid => "valid",
+            Identifier::Unallocated => "unallocated",
+            Identifier::Refused(reason) => reason.code(),
+        };
+        self.identifier_checks.with_label_values(&[partner, kind, result]).inc();
+    }
+
+    pub fn answer(&self, partner: &str, kind: &str, outcome: Outcome) {
+        let (label, people) = match outcome {
+            Outcome::Hit { people } => ("hit", people),
+            Outcome::Miss => ("miss", 0),
+            Outcome::Error => ("error", 0),
+        };
+        self.answers.with_label_values(&[partner, kind, label]).inc();
+        if people > 0 {
+            self.people_counter(partner, kind).inc_by(u64::from(people));
+        }
+    }
+
+    fn people_counter(&self, partner: &str, kind: &str) -> IntCounter {
+        self.people.with_label_values(&[partner, kind])
+    }
+
+    /// Everything in Prometheus' text format 0.0.4. What only the snapshot and the state know is read now.
+    pub fn render(&self, snapshot: &Snapshot, connections: usize) -> Vec<u8> {
+        self.observe(snapshot, connections);
+        let families = self.registry.gather();
+        let series: usize = families.iter().map(|family| family.get_metric().len()).sum();
+        self.series.set(series as i64);
+        let mut text = Vec::with_capacity(32 << 10);
+        // Writing to a vector fails for a metric without name or with two types only, which `new` would have refused.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        text
+    }
+
+    fn observe(&self, snapshot: &Snapshot, connections: usize) {
+        self.connections.set(connections as i64);
+        let seconds = |time: Timestamp| time.unix_seconds() as f64;
+        self.certificate_not_after
+            .with_label_values(&["gateway", "gateway"])
+            .set(seconds(snapshot.certificate_not_after));
+        for issuer in snapshot.trust.issuers() {
+            self.certificate_not_after.with_label_values(&["issuer", &issuer.name]).set(seconds(issuer.not_after));
+            for list in issuer.lists() {
+                self.crl_next_update.with_label_values(&[&*issuer.name, &*list.file]).set(seconds(list.next_update));
+            }
+        }
+        for (at, partner) in snapshot.policy.partners.iter().enumerate() {
+            let id = PartnerId(at as u16);
+            let (name, state) = (&*partner.name, snapshot.state(id));
+            self.in_flight.with_label_values(&[name]).set(i64::from(state.in_flight()));
+            self.partner_connections.with_label_values(&[name]).set(i64::from(state.connections()));
+            let (sources, subjects) = state.entries();
+            self.limiter_entries.with_label_values(&[name, "source"]).set(sources as i64);
+            self.limiter_entries.with_label_values(&[name, "subject"]).set(subjects as i64);
+            let mut matched = 0;
+            for (network, entry) in partner.networks.iter() {
+                let last = snapshot.last_match(id, network);
+                matched += i64::from(last.is_some());
+                if partner.networks.len() <= NETWORKS_SHOWN_MAX {
+                    let cidr = entry.cidr.to_string();
+                    self.network_last_match.with_label_values(&[name, &cidr]).set(last.map_or(0.0, seconds));
+                }
+            }
+            self.networks.with_label_values(&[name, "matched"]).set(matched);
+            self.networks.with_label_values(&[name, "unmatched"]).set(partner.networks.len() as i64 - matched);
+        }
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}

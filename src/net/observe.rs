@@ -1,0 +1,90 @@
+//! The metrics listener: `/metrics`, `/livez`, `/readyz`, for its own allowlist.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::gateway::Gateway;
+
+/// Scrapers and balancers at the same time; more wait.
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The listener's thread; also sweeps the state now and then. Ends with the gateway.
+pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: std::net::TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    runtime.block_on(async move {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::spawn({
+            let gateway = gateway.clone();
+            async move { gateway.sweep().await }
+        });
+        tokio::select! {
+            () = serve(listener, &gateway) => {}
+            () = gateway.drained() => {}
+        }
+        Ok(())
+    })
+}
+
+async fn serve(listener: TcpListener, gateway: &Arc<Gateway>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok((stream, address)) = listener.accept().await else {
+            // Out of file descriptors: it may get better.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        if !gateway.snapshot().settings.metrics.allows(address.ip()) {
+            continue;
+        }
+        let gateway = gateway.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = respond(&request, &gateway);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            drop(place);
+        });
+    }
+}
+
+fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open());
+            let mut response = text(StatusCode::OK, rendered.into());
+            let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, format);
+            response
+        }
+        "/livez" => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" if gateway.is_ready() => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into()),
+        _ => text(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
+    }
+}
+
+fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

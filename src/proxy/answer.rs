@@ -1,0 +1,182 @@
+//! What the partner gets: a body that keeps what it uses until it is gone, or a problem document.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Bytes, Frame, SizeHint};
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Response, StatusCode};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::headers::DECISION_ID;
+use super::paced::{Fault, Paced};
+use super::upstream::Lease;
+use crate::policy::Denial;
+use crate::policy::reason::{Reason, Retry};
+use crate::state::Hold;
+
+/// An answer's body. It can be taken away from outside (see [`Remains`]): a peer that stops reading an HTTP/2 stream
+/// is not polled for more, so no timer inside the body would ever fire.
+pub struct Body(Rc<RefCell<Slot>>);
+
+/// A handle that drops what a body still holds, once its time is over.
+pub struct Remains(Weak<RefCell<Slot>>);
+
+enum Slot {
+    Empty,
+    Whole { bytes: Bytes, _hold: Option<Hold> },
+    Streamed { paced: Paced, lease: Option<Lease>, _hold: Hold },
+    Expired,
+}
+
+impl Body {
+    pub fn empty() -> Body {
+        Body(Rc::new(RefCell::new(Slot::Empty)))
+    }
+
+    /// `hold` counts as in flight until the bytes are on their way.
+    pub fn whole(bytes: Bytes, hold: Option<Hold>) -> Body {
+        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, _hold: hold } };
+        Body(Rc::new(RefCell::new(slot)))
+    }
+
+    /// The backend connection is given back when the body was read to its end.
+    pub fn streamed(paced: Paced, lease: Lease, hold: Hold) -> Body {
+        let slot = Slot::Streamed { paced, lease: Some(lease), _hold: hold };
+        if let Slot::Streamed { paced, .. } = &slot
+            && paced.is_end_stream()
+        {
+            return Body::ended(slot);
+        }
+        Body(Rc::new(RefCell::new(slot)))
+    }
+
+    pub fn remains(&self) -> Remains {
+        Remains(Rc::downgrade(&self.0))
+    }
+
+    fn ended(slot: Slot) -> Body {
+        if let Slot::Streamed { lease: Some(lease), .. } = slot {
+            lease.give_back();
+        }
+        Body::empty()
+    }
+}
+
+impl Remains {
+    /// Whether the body is gone already.
+    pub fn gone(&self) -> bool {
+        self.0.upgrade().is_none_or(|slot| matches!(*slot.borrow(), Slot::Empty))
+    }
+
+    pub fn expire(&self) {
+        if let Some(slot) = self.0.upgrade() {
+            let held = slot.replace(Slot::Expired);
+            drop(held);
+        }
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let mut slot = self.0.borrow_mut();
+        match &mut *slot {
+            Slot::Empty => Poll::Ready(None),
+            Slot::Expired => Poll::Ready(Some(Err(Fault::TooSlow))),
+            Slot::Whole { bytes, .. } => {
+                let bytes = std::mem::take(bytes);
+                *slot = Slot::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Slot::Streamed { paced, lease, .. } => {
+                let piece = std::task::ready!(paced.poll_piece(cx));
+                if (piece.is_none() || paced.is_end_stream())
+                    && let Some(lease) = lease.take()
+                {
+                    lease.give_back();
+                }
+                match piece {
+                    Some(Ok(piece)) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+                    Some(Err(fault)) => {
+                        *slot = Slot::Expired;
+                        Poll::Ready(Some(Err(fault)))
+                    }
+                    None => {
+                        *slot = Slot::Empty;
+                        Poll::Ready(None)
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(&*self.0.borrow(), Slot::Empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &*self.0.borrow() {
+            Slot::Empty => SizeHint::with_exact(0),
+            Slot::Expired => SizeHint::default(),
+            Slot::Whole { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
+            Slot::Streamed { paced, .. } => paced.size_hint(),
+        }
+    }
+}
+
+/// A refusal as a problem document (RFC 9457), with `Proxy-Status` (RFC 9209) so that it is never taken for the
+/// backend's. It holds the public code and nothing that the request brought.
+pub fn refuse(denial: &Denial, decision: Uuid, close: bool) -> Response<Body> {
+    let row = denial.reason.row();
+    let document = json!({
+        "type": format!("urn:dwarpal:reason:{}", row.public),
+        "title": row.text,
+        "status": row.status,
+        "instance": format!("urn:uuid:{decision}"),
+        "retry": match row.retry { Retry::No => "no", Retry::Later => "later" },
+    });
+    let mut response = Response::new(Body::whole(Bytes::from(document.to_string()), None));
+    *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(wait) = denial.retry_after.filter(|_| row.retry == Retry::Later) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_seconds(wait)));
+    }
+    if denial.reason == Reason::MethodRefused {
+        headers.insert(header::ALLOW, HeaderValue::from_static(""));
+    }
+    if denial.reason != Reason::NoMatch {
+        let mut status = format!("dwarpal; error={}", row.proxy_error);
+        let _ = write!(status, "; details=\"{}\"", row.public);
+        if let Ok(status) = HeaderValue::from_str(&status) {
+            headers.insert(HeaderName::from_static("proxy-status"), status);
+        }
+    }
+    if close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Puts the decision id on an answer.
+pub fn sign(headers: &mut HeaderMap, decision: Uuid) {
+    let mut text = Uuid::encode_buffer();
+    let text = decision.hyphenated().encode_lower(&mut text);
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(DECISION_ID, value);
+    }
+}
+
+/// Whole seconds, rounded up: a partner that waits so long is let in.
+fn retry_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}

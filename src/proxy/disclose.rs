@@ -1,0 +1,230 @@
+//! From the backend's answer to what the partner gets: nothing of a failure, only known headers, people counted.
+
+use std::fmt;
+use std::time::Instant;
+
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::{HeaderMap, Method, Response, StatusCode};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::answer::Body;
+use super::forward::Answered;
+use super::headers;
+use super::paced::{Bounds, Fault, Paced};
+use crate::metrics::Outcome;
+use crate::policy::reason::Reason;
+use crate::policy::route::{LookupRoute, PassRoute, Route, RouteKind};
+use crate::state::Hold;
+
+/// An answer for the partner.
+pub struct Disclosure {
+    pub response: Response<Body>,
+    /// Of a lookup; `None` for other routes.
+    pub outcome: Option<Outcome>,
+    pub backend_time: std::time::Duration,
+}
+
+/// A refusal after the backend was asked.
+pub struct Withheld {
+    pub reason: Reason,
+    pub outcome: Option<Outcome>,
+    pub backend_time: std::time::Duration,
+}
+
+pub async fn disclose(
+    route: &Route,
+    method: &Method,
+    answered: Answered,
+    hold: Hold,
+    bounds: Bounds,
+) -> Result<Disclosure, Withheld> {
+    let before = answered.backend_time;
+    let begun = Instant::now();
+    match &route.kind {
+        RouteKind::Pass(declared) => match pass(declared, method, answered, hold, bounds) {
+            Ok(response) => Ok(Disclosure { response, outcome: None, backend_time: before }),
+            Err(reason) => Err(Withheld { reason, outcome: None, backend_time: before }),
+        },
+        RouteKind::Lookup(declared) => {
+            let disclosed = lookup(declared, method, answered, hold, bounds).await;
+            let backend_time = before + begun.elapsed();
+            match disclosed {
+                Ok((response, outcome)) => Ok(Disclosure { response, outcome: Some(outcome), backend_time }),
+                Err(reason) => {
+                    let outcome = if reason == Reason::NoMatch { Outcome::Miss } else { Outcome::Error };
+                    Err(Withheld { reason, outcome: Some(outcome), backend_time })
+                }
+            }
+        }
+    }
+}
+
+/// Passed through, but for a backend's failure, which is not for partners to read.
+fn pass(
+    declared: &PassRoute,
+    method: &Method,
+    answered: Answered,
+    hold: Hold,
+    bounds: Bounds,
+) -> Result<Response<Body>, Reason> {
+    let Answered { response, lease, .. } = answered;
+    let (mut parts, incoming) = response.into_parts();
+    if parts.status.is_server_error() {
+        return Err(Reason::BackendError);
+    }
+    headers::strip_response(&mut parts.headers);
+    if method != Method::HEAD {
+        // hyper says the length of what is really sent.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    let bounds = Bounds { bytes_max: declared.answer_bytes_max, ..bounds };
+    let paced = Paced::new(incoming, bounds).map_err(|fault| fault_reason(&fault))?;
+    Ok(Response::from_parts(parts, Body::streamed(paced, lease, hold)))
+}
+
+async fn lookup(
+    declared: &LookupRoute,
+    method: &Method,
+    answered: Answered,
+    hold: Hold,
+    bounds: Bounds,
+) -> Result<(Response<Body>, Outcome), Reason> {
+    let Answered { response, lease, .. } = answered;
+    let (parts, incoming) = response.into_parts();
+    let bounds = Bounds { bytes_max: declared.answer_bytes_max, ..bounds };
+    let paced = |incoming: Incoming| Paced::new(incoming, bounds).map_err(|fault| fault_reason(&fault));
+    if parts.status != StatusCode::OK {
+        let miss = declared.miss.contains(&parts.status.as_u16());
+        // A short error is read to its end, so that its connection serves the next request; a long one is not worth it.
+        if incoming.size_hint().upper().is_some_and(|bytes| bytes <= 4_096) && paced(incoming)?.collect().await.is_ok()
+        {
+            lease.give_back();
+        }
+        return Err(if miss { Reason::NoMatch } else { Reason::BackendError });
+    }
+    let fields = allowed_headers(&parts.headers, method);
+    let (body, outcome) = match &declared.records {
+        Some(pointer) if method != Method::HEAD => {
+            if parts.headers.contains_key(header::CONTENT_ENCODING) {
+                return Err(Reason::BackendProtocol);
+            }
+            let bytes: Bytes = paced(incoming)?.collect().await.map_err(|fault| fault_reason(&fault))?;
+            lease.give_back();
+            let people = count(&bytes, pointer).ok_or(Reason::BackendProtocol)?;
+            if people == 0 {
+                return Err(Reason::NoMatch);
+            }
+            (Body::whole(bytes, Some(hold)), Outcome::Hit { people })
+        }
+        _ => (Body::streamed(paced(incoming)?, lease, hold), Outcome::Hit { people: 1 }),
+    };
+    let mut response = Response::new(body);
+    *response.headers_mut() = fields;
+    Ok((response, outcome))
+}
+
+/// A lookup's answer is about a person: what a cache or a browser could do with it is said here and nowhere else.
+fn allowed_headers(fields: &HeaderMap, method: &Method) -> HeaderMap {
+    let mut allowed = HeaderMap::with_capacity(6);
+    let length = (method == Method::HEAD).then_some(header::CONTENT_LENGTH);
+    let names = [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_LANGUAGE];
+    for name in names.into_iter().chain(length) {
+        if let Some(value) = fields.get(&name) {
+            allowed.insert(name, value.clone());
+        }
+    }
+    allowed.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    allowed
+}
+
+fn fault_reason(fault: &Fault) -> Reason {
+    match fault {
+        Fault::TooLarge => Reason::BackendTooLarge,
+        Fault::TooSlow => Reason::BackendTimeout,
+        Fault::Broken(_) => Reason::BackendIncomplete,
+    }
+}
+
+/// Length of the array that a JSON pointer leads to, without building the document. `None` where the answer is not
+/// JSON or has no array there.
+fn count(json: &[u8], pointer: &[String]) -> Option<u32> {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let people = Counter { pointer }.deserialize(&mut deserializer).ok()?;
+    deserializer.end().ok()?;
+    people
+}
+
+struct Counter<'a> {
+    pointer: &'a [String],
+}
+
+impl<'de> DeserializeSeed<'de> for Counter<'_> {
+    type Value = Option<u32>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<u32>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counter<'_> {
+    type Value = Option<u32>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("objects down to an array")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<u32>, A::Error> {
+        let Some((wanted, rest)) = self.pointer.split_first() else { return Err(A::Error::custom("not an array")) };
+        let mut people = None;
+        while let Some(name) = map.next_key::<std::borrow::Cow<str>>()? {
+            if name != wanted.as_str() {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            // Two arrays of one name: which of them counts would be the reader's guess.
+            if people.is_some() {
+                return Err(A::Error::custom("the same member twice"));
+            }
+            people = map.next_value_seed(Counter { pointer: rest })?;
+        }
+        Ok(people)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Option<u32>, A::Error> {
+        if !self.pointer.is_empty() {
+            return Err(A::Error::custom("an array on the way"));
+        }
+        let mut people = 0;
+        while sequence.next_element::<IgnoredAny>()?.is_some() {
+            people += 1;
+        }
+        Ok(Some(people))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_counted_where_the_route_says() {
+        let pointer = |text: &str| text.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>();
+        for (json, at, people) in [
+            (r#"{"beneficiaries":[{"a":1},{"b":[2]}]}"#, "/beneficiaries", Some(2)),
+            (r#"{"x":[1,2,3],"beneficiaries":[]}"#, "/beneficiaries", Some(0)),
+            (r#"{"a":{"b":[1]}}"#, "/a/b", Some(1)),
+            (r#"[1,2]"#, "", Some(2)),
+            (r#"{"beneficiaries":{}}"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":null}"#, "/beneficiaries", None),
+            (r#"{"other":[1]}"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":[],"beneficiaries":[1]}"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":[1]} x"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":[1"#, "/beneficiaries", None),
+            ("<html>", "/beneficiaries", None),
+            ("", "/beneficiaries", None),
+        ] {
+            assert_eq!(count(json.as_bytes(), &pointer(at)), people, "{json}");
+        }
+    }
+}

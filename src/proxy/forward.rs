@@ -1,0 +1,139 @@
+//! Takes a permitted request to its backend. Needs the permit by value: one permit, one request.
+
+use std::time::{Duration, Instant};
+
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response};
+use uuid::Uuid;
+
+use super::answer::sign;
+use super::headers::{self, Trace};
+use super::paced::{Bounds, Paced};
+use super::upstream::{Lease, Outgoing, Pools, Upload, body_fault};
+use crate::config::settings::Settings;
+use crate::policy::Permit;
+use crate::policy::lookup::Lookup;
+use crate::policy::reason::Reason;
+use crate::policy::route::{Location, RouteKind};
+
+/// What a backend is sent, besides what the gateway says of the caller.
+pub enum Payload {
+    /// Written anew from what was parsed; no header of the partner goes with it.
+    Lookup(Box<Lookup>),
+    /// The partner's own headers (less those of this hop and all identity) and body, and a target written anew.
+    Pass { target: String, headers: HeaderMap, nominated: Vec<String>, body: Incoming },
+}
+
+/// What the gateway says of the caller: made once a connection, sent with every request.
+pub struct Caller {
+    pub source: HeaderValue,
+    pub subject: HeaderValue,
+    pub certificate: HeaderValue,
+}
+
+/// A backend's answer so far.
+pub struct Answered {
+    pub response: Response<Incoming>,
+    pub lease: Lease,
+    pub backend_time: Duration,
+}
+
+/// One request on its way.
+pub struct Errand<'a> {
+    pub method: Method,
+    pub host: &'a str,
+    pub caller: &'a Caller,
+    pub decision: Uuid,
+    pub trace: &'a Trace,
+    pub bounds: Bounds,
+}
+
+pub async fn forward(
+    permit: &Permit<'_>,
+    payload: Payload,
+    errand: Errand<'_>,
+    settings: &Settings,
+    pools: &Pools,
+) -> Result<Answered, Reason> {
+    let route = permit.route();
+    let backend = &settings.backends[route.backend];
+    let upload = Upload::default();
+    let (target, mut fields, body) = match payload {
+        Payload::Lookup(lookup) => {
+            let fields = lookup_headers(permit, &lookup);
+            let body = lookup.body.map_or(Outgoing::Empty, |body| Outgoing::Whole(Some(body.into())));
+            (lookup.target, fields, body)
+        }
+        Payload::Pass { target, headers: mut fields, nominated, body } => {
+            headers::strip_request(&mut fields, &nominated);
+            let RouteKind::Pass(declared) = &route.kind else { return Err(Reason::Internal) };
+            let body = if body.is_end_stream() {
+                Outgoing::Empty
+            } else {
+                let bounds = Bounds { bytes_max: declared.body_bytes_max, ..errand.bounds };
+                Outgoing::streamed(Paced::new(body, bounds).map_err(|fault| body_fault(&fault))?, upload.clone())
+            };
+            (target, fields, body)
+        }
+    };
+    identify(&mut fields, permit, &errand);
+    fields.insert(header::HOST, value(&backend.host)?);
+    let mut request = Request::new(body);
+    *request.method_mut() = errand.method;
+    *request.uri_mut() = target.parse().map_err(|_| Reason::BadPath)?;
+    *request.headers_mut() = fields;
+
+    let begun = Instant::now();
+    let (response, lease) = pools.send(backend, request, upload, errand.bounds.deadline).await?;
+    // 101 is the only 1xx that hyper hands on; the connection is no longer HTTP then.
+    if response.status().is_informational() {
+        return Err(Reason::BackendProtocol);
+    }
+    Ok(Answered { response, lease, backend_time: begun.elapsed() })
+}
+
+fn lookup_headers(permit: &Permit, lookup: &Lookup) -> HeaderMap {
+    let mut fields = HeaderMap::with_capacity(16);
+    if lookup.body.is_some() {
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    let RouteKind::Lookup(declared) = &permit.route().kind else { return fields };
+    if declared.records.is_some() {
+        fields.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    }
+    if let Location::Header(name) = &declared.subject
+        && let (Ok(name), Ok(id)) = (header::HeaderName::try_from(name), HeaderValue::from_str(lookup.subject.expose()))
+    {
+        fields.insert(name, id);
+    }
+    if let Some(actor) = lookup.actor.as_ref().and_then(|actor| HeaderValue::from_str(actor.as_str()).ok()) {
+        fields.insert(headers::ACTOR, actor);
+    }
+    fields
+}
+
+/// Ours, after everything of the partner's was removed.
+fn identify(fields: &mut HeaderMap, permit: &Permit, errand: &Errand) {
+    let caller = errand.caller;
+    fields.insert(headers::FORWARDED_FOR, caller.source.clone());
+    fields.insert(headers::FORWARDED_PROTO, HeaderValue::from_static("https"));
+    fields.insert(headers::CLIENT_DN, caller.subject.clone());
+    fields.insert(headers::CLIENT_CERT, caller.certificate.clone());
+    fields.insert(headers::TRACEPARENT, errand.trace.header.clone());
+    let named = [
+        (headers::FORWARDED_HOST, Some(errand.host)),
+        (headers::PARTNER, Some(&*permit.partner().name)),
+        (headers::PURPOSE, permit.purpose()),
+    ];
+    for (name, text) in named {
+        if let Some(text) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
+            fields.insert(name, text);
+        }
+    }
+    sign(fields, errand.decision);
+}
+
+fn value(text: &str) -> Result<HeaderValue, Reason> {
+    HeaderValue::from_str(text).map_err(|_| Reason::Internal)
+}

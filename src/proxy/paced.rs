@@ -1,0 +1,121 @@
+//! A body that has to keep coming: capped in bytes, in the time it may be waited for, and by the request's deadline.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Body as _, Bytes, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// What bounds a body.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub bytes_max: u64,
+    /// Bytes a second, on average over the time that was spent waiting, after `grace`.
+    pub rate_min: u32,
+    pub grace: Duration,
+    pub deadline: Instant,
+}
+
+/// Why a body ended early.
+#[derive(Debug)]
+pub enum Fault {
+    TooLarge,
+    TooSlow,
+    Broken(hyper::Error),
+}
+
+/// An incoming body within its bounds. Trailers are dropped: they would be headers that nobody checked.
+pub struct Paced {
+    incoming: Incoming,
+    bounds: Bounds,
+    taken: u64,
+    /// Time spent waiting for the sender. Time in which nobody asked for more is not the sender's fault.
+    waited: Duration,
+    waiting_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Paced {
+    /// Refuses at once what announces itself as too large.
+    pub fn new(incoming: Incoming, bounds: Bounds) -> Result<Paced, Fault> {
+        if incoming.size_hint().lower() > bounds.bytes_max {
+            return Err(Fault::TooLarge);
+        }
+        Ok(Paced { incoming, bounds, taken: 0, waited: Duration::ZERO, waiting_since: None, timer: None })
+    }
+
+    /// The next piece; `None` at the end.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+        loop {
+            let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Pending => return self.poll_patience(cx),
+                Poll::Ready(frame) => frame,
+            };
+            if let Some(since) = self.waiting_since.take() {
+                self.waited += since.elapsed();
+            }
+            let Some(frame) = frame else { return Poll::Ready(None) };
+            let Ok(piece) = frame.map_err(Fault::Broken)?.into_data() else { continue };
+            self.taken += piece.len() as u64;
+            if self.taken > self.bounds.bytes_max {
+                return Poll::Ready(Some(Err(Fault::TooLarge)));
+            }
+            return Poll::Ready(Some(Ok(piece)));
+        }
+    }
+
+    /// Reads the whole body into memory.
+    pub async fn collect(mut self) -> Result<Bytes, Fault> {
+        let mut whole: Option<Vec<u8>> = None;
+        let mut first: Option<Bytes> = None;
+        while let Some(piece) = std::future::poll_fn(|cx| self.poll_piece(cx)).await {
+            let piece = piece?;
+            match (&mut whole, first.take()) {
+                (Some(whole), _) => whole.extend_from_slice(&piece),
+                (None, Some(before)) => whole = Some([before, piece].concat()),
+                // A small body comes in one piece and is not copied.
+                (None, None) => first = Some(piece),
+            }
+        }
+        Ok(whole.map_or(first.unwrap_or_default(), Bytes::from))
+    }
+
+    pub fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let earned = Duration::from_secs_f64(self.taken as f64 / f64::from(self.bounds.rate_min.max(1)));
+        let patience = (self.bounds.grace + earned).saturating_sub(self.waited);
+        let until = (since + patience).min(self.bounds.deadline);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx).map(|()| Some(Err(Fault::TooSlow)))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::TooLarge => f.write_str("body too large"),
+            Fault::TooSlow => f.write_str("body too slow"),
+            Fault::Broken(error) => write!(f, "body broken: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
