@@ -90,17 +90,21 @@ fn decide(
             admission.plan_pass(target.map(drop))
         }
         RouteKind::Lookup(declared) => {
-            let header =
-                |name: &str| question.headers.get(name).map_or(HeaderValue::Absent, |text| HeaderValue::Text(text));
+            // What curl would have to be told: a body is JSON unless the question says otherwise.
+            let header = |name: &str| match question.headers.get(name) {
+                Some(text) => HeaderValue::Text(text),
+                None if name == "content-type" => HeaderValue::Text("application/json"),
+                None => HeaderValue::Absent,
+            };
             let captures = admission.captures().to_vec();
             let (path, query, body) = (&target.path, target.query, question.body.as_bytes());
             let asked = Asked { path, captures: &captures, query, header: &header, body };
-            let too_large = body.len() as u64 > declared.body_bytes_max;
-            let read = if too_large {
-                Err(Reason::BodyTooLarge)
-            } else {
-                lookup::read(declared, route, &asked, &EpochKey::ephemeral())
+            let readable = match &declared.body {
+                None => Ok(()),
+                Some(_) if body.len() as u64 > declared.body_bytes_max => Err(Reason::BodyTooLarge),
+                Some(_) => lookup::body_readable(&header),
             };
+            let read = readable.and_then(|()| lookup::read(declared, route, &asked, &EpochKey::ephemeral()));
             admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
         }
     };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::clock::{Clock, Timestamp};
@@ -32,7 +32,9 @@ pub struct Gateway {
     pub clock: Clock,
     pub metrics: Metrics,
     pub load: Arc<Load>,
-    pub refusals: LogLimit,
+    /// Log lines of refused handshakes, and of refused requests.
+    pub handshake_lines: LogLimit,
+    pub request_lines: LogLimit,
     epoch_key: EpochKey,
     phase: watch::Sender<Phase>,
 }
@@ -106,7 +108,8 @@ impl Gateway {
             clock,
             metrics,
             load: Arc::new(load),
-            refusals: LogLimit::default(),
+            handshake_lines: LogLimit::new(20),
+            request_lines: LogLimit::new(200),
             epoch_key,
             phase,
         });
@@ -125,8 +128,8 @@ impl Gateway {
     }
 
     /// The snapshot of this moment. Load it once for each unit of work.
-    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
-        self.snapshot.load()
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
     }
 
     pub fn epoch_key(&self) -> &EpochKey {
@@ -209,14 +212,17 @@ impl Running {
 }
 
 /// At most so many log lines a second of a kind that a stranger can cause; the rest is counted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LogLimit {
+    lines_per_second_max: u32,
     second: Mutex<(u64, u32)>,
     unlogged: AtomicU64,
 }
 
 impl LogLimit {
-    const LINES_PER_SECOND_MAX: u32 = 20;
+    fn new(lines_per_second_max: u32) -> LogLimit {
+        LogLimit { lines_per_second_max, second: Mutex::default(), unlogged: AtomicU64::new(0) }
+    }
 
     /// Calls `log` with the number of lines left out since the last, or leaves this one out too.
     pub fn note(&self, now: Timestamp, log: impl FnOnce(u64)) {
@@ -225,7 +231,7 @@ impl LogLimit {
             *second = (now.unix_seconds(), 0);
         }
         second.1 += 1;
-        let within = second.1 <= LogLimit::LINES_PER_SECOND_MAX;
+        let within = second.1 <= self.lines_per_second_max;
         drop(second);
         if within {
             log(self.unlogged.swap(0, Ordering::Relaxed));

@@ -178,7 +178,7 @@ fn grant(table: &Reader, routes: &[Route]) -> Option<Grant> {
         let known = || names(routes.iter().map(|route| &route.name));
         at.map(|at| RouteId(at as u16)).ok_or_else(|| format!("no such [[route]]; there are: {}", known()))
     });
-    let purposes = table.texts("purposes", |text| name(text).map(Arc::<str>::from));
+    let purposes = table.texts("purposes", purpose);
     let requests = table.want("requests", parse_rate);
     let in_flight_max = if table.has("in_flight_max") {
         table.integer("in_flight_max", 1..=1_000_000, None).map(Some)
@@ -262,6 +262,13 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     };
     let burst = burst.map_or(Some(count), |burst| number(burst.trim())).ok_or_else(wrong)?;
     Ok(Rate { count, period: Duration::from_secs(seconds), burst })
+}
+
+/// A purpose as partners' systems code it, such as `care` or `PUBHLTH`; compared letter by letter.
+fn purpose(text: &str) -> Result<Arc<str>, String> {
+    let fits = (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    if fits { Ok(text.into()) } else { Err("a purpose is 1 to 64 letters, digits and '-', '_', '.'".to_owned()) }
 }
 
 /// A date from whose first instant something holds.

@@ -425,7 +425,7 @@ pub(super) mod tests {
 
         let head = b"POST /v1/lookup/mobile HTTP/1.1\r\nhost: registry\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head).await.unwrap();
-        stream.write_all(b"17\r\n{\"mobile\":\"6400000001\"}\r\n0\r\nx-late: 1\r\n\r\n").await.unwrap();
+        stream.write_all(b"17\r\n{\"mobile\":\"6412300001\"}\r\n0\r\nx-late: 1\r\n\r\n").await.unwrap();
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"HTTP/1.1 404");

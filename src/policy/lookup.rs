@@ -69,6 +69,21 @@ impl fmt::Debug for Actor {
     }
 }
 
+/// Whether a lookup's body may be read at all: there is one way to read its bytes, JSON in UTF-8, not encoded.
+pub fn body_readable<'a>(header: &dyn Fn(&str) -> HeaderValue<'a>) -> Result<(), Reason> {
+    if !matches!(header("content-encoding"), HeaderValue::Absent) {
+        return Err(Reason::ContentEncoding);
+    }
+    let HeaderValue::Text(content_type) = header("content-type") else { return Err(Reason::ContentType) };
+    let (essence, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
+    let utf8 = parameters.split(';').map(str::trim).filter(|parameter| !parameter.is_empty()).all(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or_default();
+        name.eq_ignore_ascii_case("charset") && value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+    });
+    let json = essence.trim().eq_ignore_ascii_case("application/json");
+    if json && utf8 { Ok(()) } else { Err(Reason::ContentType) }
+}
+
 /// Reads what a lookup route declares, refuses the rest.
 pub fn read(route: &LookupRoute, whole: &Route, asked: &Asked, key: &EpochKey) -> Result<Lookup, Reason> {
     let mut parameters = read_query(&route.parameters, asked.query)?;

@@ -75,7 +75,6 @@ pub enum Reason {
     BackendIncomplete,
     NoMatch,
     // the gateway itself
-    Draining,
     Internal,
 }
 
@@ -178,7 +177,6 @@ impl Reason {
             BackendIncomplete     => row("backend-incomplete", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "http_response_incomplete"),
             NoMatch               => row("no-match", "no-match", 404, "nobody was found", No, "http_request_error"),
 
-            Draining              => row("draining", "unavailable", 503, "the gateway is shutting down", Later, "proxy_internal_error"),
             Internal              => row("internal", "internal", 500, "the gateway failed", Later, "proxy_internal_error"),
         }
     }
@@ -206,7 +204,7 @@ impl Reason {
             IdentifierMissing, IdentifierFormat, IdentifierPrefix, IdentifierCheckDigit, IdentifierPalindrome, IdentifierMasked,
             PurposeMissing, PurposeNotGranted, ActorMissing, ActorInvalid,
             BackendBusy, BackendUnreachable, BackendConnectTimeout, BackendTimeout, BackendProtocol, BackendError, BackendTooLarge, BackendIncomplete, NoMatch,
-            Draining, Internal,
+            Internal,
         ]
     };
 }

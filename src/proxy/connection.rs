@@ -52,13 +52,14 @@ pub struct Peer {
 }
 
 /// How often a connection is looked after: timeouts are exact to this.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
 pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Client>, worker: Rc<Worker>) {
     let gateway = worker.gateway.clone();
     let snapshot = gateway.snapshot();
-    let http = &snapshot.settings.http;
+    let http = snapshot.settings.http.clone();
+    let http = &http;
     let session = stream.get_ref().1;
     let http2 = session.alpn_protocol() == Some(b"h2");
     let server_name = session.server_name().map(str::to_ascii_lowercase);
@@ -72,6 +73,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
         snapshot.state(id).connect(partner.limits.connections_max)
     });
+    drop(snapshot);
     let caller = Caller {
         source: headers::address(source),
         subject: headers::printable(&client.subject),

@@ -50,7 +50,7 @@ pub struct Errand<'a> {
 }
 
 pub async fn forward(
-    permit: &Permit<'_>,
+    permit: Permit<'_>,
     payload: Payload,
     errand: Errand<'_>,
     settings: &Settings,
@@ -61,7 +61,7 @@ pub async fn forward(
     let upload = Upload::default();
     let (target, mut fields, body) = match payload {
         Payload::Lookup(lookup) => {
-            let fields = lookup_headers(permit, &lookup);
+            let fields = lookup_headers(&permit, &lookup);
             let body = lookup.body.map_or(Outgoing::Empty, |body| Outgoing::Whole(Some(body.into())));
             (lookup.target, fields, body)
         }
@@ -77,7 +77,7 @@ pub async fn forward(
             (target, fields, body)
         }
     };
-    identify(&mut fields, permit, &errand);
+    identify(&mut fields, &permit, &errand);
     fields.insert(header::HOST, value(&backend.host)?);
     let mut request = Request::new(body);
     *request.method_mut() = errand.method;

@@ -109,19 +109,18 @@ impl Drop for Place {
     }
 }
 
-/// Binds one listener a worker to the same address. With port 0 the first one's port is taken by the others.
+/// Binds the address once and hands each worker a listener of its own on that socket. Not `SO_REUSEPORT`: it would let
+/// a second gateway take half of the connections by mistake, and lose what waits in a queue whose worker is busy.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let first = socket.listen(4_096)?.into_std()?;
     let mut listeners = Vec::new();
-    let mut address = address;
-    for _ in 0..workers {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.set_reuseport(true)?;
-        socket.bind(address)?;
-        let listener = socket.listen(4_096)?.into_std()?;
-        address = listener.local_addr()?;
-        listeners.push(listener);
+    for _ in 1..workers {
+        listeners.push(first.try_clone()?);
     }
+    listeners.push(first);
     Ok(listeners)
 }
 
@@ -233,7 +232,7 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let presented = attempt.presented();
     let presented = presented.as_ref();
     // Anybody in an allowed network can fail handshakes as fast as it likes: the log has its own limit.
-    gateway.refusals.note(gateway.clock.now(), |unlogged| {
+    gateway.handshake_lines.note(gateway.clock.now(), |unlogged| {
         tracing::info!(
             %source,
             reason = refusal.code(),

@@ -108,13 +108,14 @@ async fn exchange(
     };
     let (receipt, _) = gateway.charge(snapshot, record.partner_id(), plan.charges(), record.now);
     let permit = plan.settle(receipt)?;
-    let denied = |reason: Reason| Denial::after(permit.trail(), reason);
+    let trail = permit.trail().clone();
+    let denied = |reason: Reason| Denial::after(&trail, reason);
     let payload = payload.map_err(denied)?;
 
     // Forward, and disclose what comes back.
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
     let errand = Errand { method: method.clone(), host: &host, caller, decision, trace, bounds };
-    let answered = forward::forward(&permit, payload, errand, settings, peer.pools()).await;
+    let answered = forward::forward(permit, payload, errand, settings, peer.pools()).await;
     let answered = answered.map_err(|reason| {
         record.withheld(reason);
         denied(reason)

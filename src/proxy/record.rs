@@ -143,19 +143,22 @@ impl Record {
         }
         let peer = &self.peer;
         let violation = peer.violation(reason).map(|violation| violation.as_str());
-        tracing::info!(
-            decision = %self.decision,
-            trace = self.trace.id(),
-            partner = self.partner_name(),
-            route = self.route_name(),
-            source = %peer.source,
-            subject = peer.client.subject,
-            verdict,
-            reason = reason.code(),
-            violation,
-            rule = denial.trail.lines(&snapshot.policy).last().map(|(step, text)| format!("{step}: {text}")),
-            "request"
-        );
+        peer.gateway().request_lines.note(self.now, |unlogged| {
+            tracing::info!(
+                decision = %self.decision,
+                trace = self.trace.id(),
+                partner = self.partner_name(),
+                route = self.route_name(),
+                source = %peer.source,
+                subject = peer.client.subject,
+                verdict,
+                reason = reason.code(),
+                violation,
+                rule = rule(denial, snapshot),
+                unlogged,
+                "request"
+            );
+        });
     }
 
     fn learn(&mut self, snapshot: &Snapshot, trail: &Trail) {
@@ -186,6 +189,13 @@ impl Record {
     fn route_name(&self) -> &str {
         self.route.as_deref().unwrap_or("none")
     }
+}
+
+/// The last thing that policy found before it refused, with its place in the configuration.
+fn rule(denial: &Denial, snapshot: &Snapshot) -> Option<String> {
+    let lines = denial.trail.lines(&snapshot.policy);
+    let found = lines.iter().rev().find(|(step, _)| *step != "refuse");
+    found.map(|(step, text)| format!("{step}: {text}"))
 }
 
 impl Drop for Record {
