@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily, MetricType};
 use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -215,7 +216,7 @@ impl Metrics {
     pub fn render(&self, snapshot: &Snapshot, connections: usize) -> Vec<u8> {
         self.observe(snapshot, connections);
         let families = self.registry.gather();
-        let series: usize = families.iter().map(|family| family.get_metric().len()).sum();
+        let series: usize = families.iter().map(series_of).sum();
         self.series.set(series as i64);
         let mut text = Vec::with_capacity(32 << 10);
         // Writing to a vector fails for a metric without name or with two types only, which `new` would have refused.
@@ -256,6 +257,15 @@ impl Metrics {
             self.networks.with_label_values(&[name, "unmatched"]).set(partner.networks.len() as i64 - matched);
         }
     }
+}
+
+/// A histogram is a series for each bucket, one for the rest, the sum and the count.
+fn series_of(family: &MetricFamily) -> usize {
+    let of_one = |metric: &Metric| match family.get_field_type() {
+        MetricType::HISTOGRAM => metric.get_histogram().get_bucket().len() + 3,
+        _ => 1,
+    };
+    family.get_metric().iter().map(of_one).sum()
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
