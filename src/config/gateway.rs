@@ -12,60 +12,64 @@ use crate::policy::route::{Location, LookupRoute, PassRoute, Pattern, Route, Rou
 use crate::policy::shape::{Accepts, Field, Shape, parse_pointer};
 use crate::subject::Kind;
 
-/// What `gateway.toml` holds.
+/// What `gateway.toml` holds, as far as it could be read: partners' files are checked against it all the same.
 pub struct Gateway {
-    pub settings: Settings,
+    pub settings: Option<Settings>,
     pub hosts: Vec<String>,
+    pub issuers: Vec<Issuer>,
     pub routes: Vec<Route>,
+    /// Every name that is declared, readable or not.
+    pub issuer_names: Vec<String>,
+    pub route_names: Vec<String>,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
-pub fn read(root: &Reader, directory: &Path) -> Option<Gateway> {
+pub fn read(root: &Reader, directory: &Path) -> Gateway {
     version(root);
-    let listen = root.table("listen", |table| {
-        let hosts = table.texts("hosts", host)?;
-        if hosts.is_empty() {
-            table.problem("hosts", "nobody could reach the gateway", "name the hosts that partners use, without port");
-        }
-        Some((listen(table)?, hosts))
-    });
-    let issuers = root.tables("issuer", |table| issuer(table, directory));
-    if issuers.is_empty() {
+    let listen = root.table("listen", listen);
+    if !root.has("issuer") {
         root.problem("issuer", "no issuer: no client certificate could be trusted", "add [[issuer]] with certificates");
     }
-    for (at, issuer) in issuers.iter().enumerate() {
-        if issuers[..at].iter().any(|other| other.name == issuer.name) {
-            root.problem("issuer", format!("two issuers are called {}", issuer.name), "give each its own name");
-        }
-    }
+    let issuers = root.tables("issuer", |table| issuer(table, directory));
+    unique(root, "issuer", issuers.iter().map(|issuer| &issuer.name));
     let tls = root.table("tls", |table| tls(table, directory));
     let http = root.want_table("http", http);
     let metrics = root.table("metrics", metrics);
     let log = root.want_table("log", log);
-    let data = root.table("data", |table| Some(directory.join(table.need_text("directory")?)));
-    let state =
-        root.want_table("state", |table| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX)));
+    let directory = root.table("data", |table| Some(directory.join(table.need_text("directory")?)));
+    let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
+    let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", backend);
-    for (at, backend) in backends.iter().enumerate() {
-        if backends[..at].iter().any(|other| other.name == backend.name) {
-            root.problem("backend", format!("two backends are called {}", backend.name), "give each its own name");
-        }
-    }
-    let routes = root.tables("route", |table| route(table, &backends));
-    let (listen, hosts) = listen?;
-    let settings = Settings {
-        listen,
-        tls: Tls { issuers, ..tls? },
-        http: http?.unwrap_or_else(default_http),
-        metrics: metrics?,
-        log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
-        directory: data?,
-        backends,
-        limiter_entries_max: state?.unwrap_or(ENTRIES_MAX) as usize,
+    unique(root, "backend", backends.iter().map(|backend| &backend.name));
+    let backend_names = root.declared("backend");
+    let routes = root.tables("route", |table| route(table, &backends, &backend_names));
+    let hosts = listen.as_ref().map(|(_, hosts)| hosts.clone()).unwrap_or_default();
+    let settings = || {
+        Some(Settings {
+            listen: listen?.0,
+            tls: Tls { issuers: issuers.clone(), ..tls? },
+            http: http?.unwrap_or_else(default_http),
+            metrics: metrics?,
+            log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
+            directory: directory?,
+            backends,
+            limiter_entries_max: entries_max?.unwrap_or(ENTRIES_MAX) as usize,
+        })
     };
-    Some(Gateway { settings, hosts, routes })
+    let (issuer_names, route_names) = (root.declared("issuer"), root.declared("route"));
+    Gateway { settings: settings(), hosts, issuers, routes, issuer_names, route_names }
+}
+
+fn unique<'a>(root: &Reader, key: &'static str, names: impl Iterator<Item = &'a Arc<str>>) {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in names {
+        if seen.contains(&&**name) {
+            root.problem(key, format!("two {key}s are called {name}"), "give each its own name");
+        }
+        seen.push(name);
+    }
 }
 
 const ENTRIES_MAX: i64 = 1_000_000;
@@ -74,7 +78,11 @@ pub fn version(root: &Reader) {
     root.integer("version", 1..=1, None);
 }
 
-fn listen(table: &Reader) -> Option<Listen> {
+fn listen(table: &Reader) -> Option<(Listen, Vec<String>)> {
+    let hosts = table.texts("hosts", host);
+    if hosts.as_ref().is_some_and(Vec::is_empty) {
+        table.problem("hosts", "nobody could reach the gateway", "name the hosts that partners use, without port");
+    }
     let address = table.need("address", address);
     let workers = table.integer("workers", 0..=1024, Some(0));
     let connections_max = table.integer("connections_max", 1..=10_000_000, Some(10_000));
@@ -83,12 +91,13 @@ fn listen(table: &Reader) -> Option<Listen> {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers as usize,
     };
-    Some(Listen {
+    let listen = Listen {
         address: address?,
         workers,
         connections_max: connections_max? as usize,
         connections_per_source_max: per_source? as usize,
-    })
+    };
+    Some((listen, hosts?))
 }
 
 fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
@@ -187,10 +196,7 @@ fn http(table: &Reader) -> Option<Http> {
 
 fn metrics(table: &Reader) -> Option<Metrics> {
     let address = table.need("address", address);
-    let networks = table.texts("networks", |text| {
-        let network = parse_cidr(text, "", "").map_err(|problem| problem.message)?;
-        Ok(network)
-    });
+    let networks = table.texts("networks", |text| parse_cidr(text, "", "").map_err(|problem| told(&problem)));
     if networks.as_ref().is_some_and(Vec::is_empty) {
         table.problem(
             "networks",
@@ -237,12 +243,10 @@ fn backend(table: &Reader) -> Option<Backend> {
     })
 }
 
-fn route(table: &Reader, backends: &[Backend]) -> Option<Route> {
+fn route(table: &Reader, backends: &[Backend], backend_names: &[String]) -> Option<Route> {
     let name = table.need("name", name);
-    let backend = table.need("backend", |text| {
-        let known = || backends.iter().map(|backend| &*backend.name).collect::<Vec<_>>().join(", ");
-        let at = backends.iter().position(|backend| *backend.name == *text);
-        at.ok_or_else(|| format!("no such [[backend]]; there are: {}", known()))
+    let backend = table.reference("backend", "backend", Some(backend_names), |text| {
+        backends.iter().position(|backend| *backend.name == *text)
     });
     let methods = table.texts("methods", |text| {
         let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
@@ -256,6 +260,10 @@ fn route(table: &Reader, backends: &[Backend]) -> Option<Route> {
         table.problem("methods", "no method: the route could never be used", "name its methods, such as [\"POST\"]");
     }
     let hosts = table.texts("hosts", host);
+    if table.has("hosts") && hosts.as_ref().is_some_and(Vec::is_empty) {
+        let hint = "name its hosts, or remove the key for all of the listener's";
+        table.problem("hosts", "no host: the route could never be used", hint);
+    }
     let pattern = table.need("path", |text| Pattern::parse(text).map_err(str::to_owned));
     if table.has("lookup") && table.has("pass") {
         table.problem("pass", "a route is either a lookup or passed through", "remove [route.pass]");
@@ -309,8 +317,9 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
     let members = table.tables("members", |table| {
         let pointer = table
             .need("pointer", |text| parse_pointer(text).ok_or("it is a JSON pointer such as \"/mobile\"".to_owned()));
-        let (accepts, required) = accepts(table)?;
+        let accepted = accepts(table);
         let pointer = pointer?;
+        let (accepts, required) = accepted?;
         if let Err(why) = shape.declare(&pointer, accepts, required) {
             table.problem("pointer", why, "declare each value once");
         }
@@ -359,23 +368,35 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
 }
 
 fn fields(table: &Reader) -> Vec<Field> {
+    let mut names: Vec<String> = Vec::new();
     table.tables("parameters", |table| {
         let name = table.need_text("name");
-        let (accepts, required) = accepts(table)?;
-        Some(Field { name: name?, accepts, required })
+        let accepts = accepts(table);
+        let name = name?;
+        if names.contains(&name) {
+            table.problem("name", "declared twice", "declare each parameter once");
+        }
+        names.push(name.clone());
+        let (accepts, required) = accepts?;
+        Some(Field { name, accepts, required })
     })
 }
 
 /// The type keys of a member or parameter.
 fn accepts(table: &Reader) -> Option<(Accepts, bool)> {
     let optional = table.boolean("optional", false);
-    let accepts = match table
-        .need("type", |text| match text {
-            "string" | "integer" | "boolean" => Ok(text.to_owned()),
-            _ => Err("it is \"string\", \"integer\" or \"boolean\"".to_owned()),
-        })?
-        .as_str()
-    {
+    let kind = table.need("type", |text| match text {
+        "string" | "integer" | "boolean" => Ok(text.to_owned()),
+        _ => Err("it is \"string\", \"integer\" or \"boolean\"".to_owned()),
+    });
+    let Some(kind) = kind else {
+        // Which of these belong here is not known now: one mistake, one problem.
+        for key in ["length_max", "min", "max"] {
+            table.has(key);
+        }
+        return None;
+    };
+    let accepts = match kind.as_str() {
         "string" => Accepts::Text { length_max: table.integer("length_max", 1..=65_536, None)? as u32 },
         "integer" => {
             let min = table.integer("min", i64::MIN..=i64::MAX, None);
@@ -432,6 +453,14 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 fn path(table: &Reader, key: &'static str, directory: &Path) -> Option<PathBuf> {
     table.need_text(key).map(|text| directory.join(text))
+}
+
+/// What a CIDR should have been.
+pub fn told(problem: &super::problem::Problem) -> String {
+    match problem.hint.as_str() {
+        "" => problem.message.clone(),
+        hint => format!("{}; {hint}", problem.message),
+    }
 }
 
 /// The name of a configured thing, for lists of names.

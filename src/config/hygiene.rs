@@ -28,6 +28,11 @@ pub fn warnings(config: &Config, now: Timestamp) -> Vec<Problem> {
         if partner.grants.is_empty() {
             found.push(Problem::warning(file(), "grant", "no grant: this partner may call nothing but whoami"));
         }
+        if let (Some(from), Some(until)) = (partner.valid_from, partner.valid_until)
+            && until <= from
+        {
+            found.push(Problem::warning(file(), "valid_until", "not after valid_from: the agreed period is empty"));
+        }
         if let Some(until) = partner.valid_until.filter(|until| *until < now.plus(SOON)) {
             let message = if until <= now { "the agreed period is over" } else { "the agreed period ends soon" };
             found.push(Problem::warning(file(), "valid_until", message).with_value(until.to_string()));
@@ -39,6 +44,11 @@ pub fn warnings(config: &Config, now: Timestamp) -> Vec<Problem> {
         if !granted.into_iter().any(|grant| usize::from(grant.route.0) == at) {
             let problem = Problem::warning(&*route.place.file, "route", "granted to nobody");
             found.push(problem.at_line(route.place.line as usize).with_value(&*route.name));
+        }
+        for host in route.hosts.iter().filter(|host| !config.policy.hosts.contains(host)) {
+            let problem =
+                Problem::warning(&*route.place.file, "route.hosts", "not one of listen.hosts, so never asked for");
+            found.push(problem.at_line(route.place.line as usize).with_value(host));
         }
         let unsafe_query = matches!(&route.kind, RouteKind::Lookup(lookup)
             if matches!(lookup.subject, crate::policy::route::Location::Query(_)));

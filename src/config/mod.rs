@@ -47,18 +47,25 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
     let shown = directory.display().to_string();
     let shown = shown.trim_end_matches('/');
     let gateway = with_file(&directory.join("gateway.toml"), problems, |source| {
-        source.read(|root| gateway::read(root, directory))
+        source.read(|root| Some(gateway::read(root, directory)))
     });
     // Partners are read all the same when the gateway's file is broken: their own mistakes are worth saying at once.
     let (issuers, routes) = match &gateway {
-        Some(gateway) => (gateway.settings.tls.issuers.as_slice(), gateway.routes.as_slice()),
+        Some(gateway) => (gateway.issuers.as_slice(), gateway.routes.as_slice()),
         None => (&[][..], &[][..]),
     };
     let mut partners: Vec<Partner> = Vec::new();
     let partners_directory = directory.join("partners");
     for path in toml_files(&partners_directory, problems) {
         let shown_directory = format!("{shown}/partners");
-        let known = Known { issuers, routes, directory: &partners_directory, shown_directory: &shown_directory };
+        let known = Known {
+            issuers,
+            routes,
+            issuer_names: gateway.as_ref().map(|gateway| gateway.issuer_names.as_slice()),
+            route_names: gateway.as_ref().map(|gateway| gateway.route_names.as_slice()),
+            directory: &partners_directory,
+            shown_directory: &shown_directory,
+        };
         let mut found = Vec::new();
         let partner = with_file(&path, problems, |source| source.read(|root| partner::read(root, &known, &mut found)));
         problems.borrow_mut().append(&mut found);
@@ -74,10 +81,10 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
         problems.borrow_mut().push(Problem::error(shown, "", "more than 65,535 partners or routes"));
         return None;
     }
-    let mut settings = gateway.settings;
+    let policy = assemble(partners, gateway.routes, gateway.hosts, problems);
+    let mut settings = gateway.settings?;
     override_settings(&mut settings, overrides, problems);
-    let policy = assemble(partners, gateway.routes, gateway.hosts, problems)?;
-    Some(Config { settings, policy, cases })
+    Some(Config { settings, policy: policy?, cases })
 }
 
 /// Checks what only the whole can show: names, identities and routes that two files claim.
@@ -92,8 +99,8 @@ fn assemble(
     for (at, partner) in partners.iter().enumerate() {
         if let Some(other) = partners[..at].iter().find(|other| other.name == partner.name) {
             let message = format!("{} has the same name", other.place.file);
-            let problem = Problem::error(&*partner.place.file, "name", message).with_value(&*partner.name);
-            problems.push(problem.with_hint("a partner is one file"));
+            let problem = Problem::error(&*partner.place.file, "name", message).at_line(partner.place.line as usize);
+            problems.push(problem.with_value(&*partner.name).with_hint("a partner is one file"));
         }
     }
     for (at, route) in routes.iter().enumerate() {
@@ -103,11 +110,14 @@ fn assemble(
             problems.push(problem.with_value(&*route.name).with_hint("give each its own name"));
         }
     }
-    let router = Router::build(&routes).map_err(|(first, second)| {
-        let [first, second] = [first, second].map(|id| &routes[usize::from(id.0)]);
-        let message = format!("matches the same requests as {} ({})", first.name, first.place);
-        let problem = Problem::error(&*second.place.file, "route.path", message).at_line(second.place.line as usize);
-        problems.push(problem.with_hint("make their hosts, methods or paths differ"));
+    let router = Router::build(&routes).map_err(|rivals| {
+        for (first, second) in rivals {
+            let [first, second] = [first, second].map(|id| &routes[usize::from(id.0)]);
+            let message = format!("matches the same requests as {} ({})", first.name, first.place);
+            let problem =
+                Problem::error(&*second.place.file, "route.path", message).at_line(second.place.line as usize);
+            problems.push(problem.with_hint("make their hosts, methods or paths differ"));
+        }
     });
     let identities = Identities::build(&partners).map_err(|rivals| {
         for (partner, identity) in rivals {

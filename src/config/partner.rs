@@ -7,11 +7,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::gateway::{name, names, version};
+use super::gateway::{name, told, version};
 use super::network_file::{self, Defaults, parse_cidr};
 use super::problem::Problem;
 use super::reader::Reader;
 use super::settings::Issuer;
+use crate::clock::Timestamp;
 use crate::policy::admit::Hours;
 use crate::policy::charge::Rate;
 use crate::policy::entitle::Grant;
@@ -24,6 +25,9 @@ use crate::policy::{Limits, Partner};
 pub struct Known<'a> {
     pub issuers: &'a [Issuer],
     pub routes: &'a [Route],
+    /// Every declared name; `None` where `gateway.toml` could not be read at all.
+    pub issuer_names: Option<&'a [String]>,
+    pub route_names: Option<&'a [String]>,
     /// Directory of the partner's file, and how it is shown in problems.
     pub directory: &'a Path,
     pub shown_directory: &'a str,
@@ -38,11 +42,11 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
         "optional" => Ok(false),
         _ => Err("it is \"required\" or \"optional\"".to_owned()),
     });
-    let valid_from = root.want("valid_from", parse_start);
+    let valid_from = root.want_time("valid_from", parse_start);
     let valid_until = root.want_expiry("valid_until");
     let hours = root.want_table("hours", hours);
-    let identities = root.tables("identity", |table| identity(table, known.issuers));
-    if identities.is_empty() {
+    let identities = root.tables("identity", |table| identity(table, known));
+    if !root.has("identity") {
         root.problem(
             "identity",
             "no identity: the partner could never be recognised",
@@ -51,7 +55,7 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
     }
     let networks = networks(root, known, problems);
     let limits = root.table("limits", limits);
-    let grants = root.tables("grant", |table| grant(table, known.routes));
+    let grants = root.tables("grant", |table| grant(table, known));
     for (at, grant) in grants.iter().enumerate() {
         if grants[..at].iter().any(|other| other.route == grant.route) {
             let route = &known.routes[usize::from(grant.route.0)].name;
@@ -72,11 +76,12 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
     })
 }
 
-fn identity(table: &Reader, issuers: &[Issuer]) -> Option<Identity> {
-    let issuer = |text: &str| {
-        let found = issuers.iter().find(|issuer| *issuer.name == *text);
-        let known = || names(issuers.iter().map(|issuer| &issuer.name));
-        found.map(|issuer| issuer.name.clone()).ok_or_else(|| format!("no such [[issuer]]; there are: {}", known()))
+fn identity(table: &Reader, known: &Known) -> Option<Identity> {
+    let issuer = || {
+        table.reference("issuer", "issuer", known.issuer_names, |text| {
+            let found = known.issuers.iter().find(|issuer| *issuer.name == *text);
+            found.map(|issuer| issuer.name.clone())
+        })
     };
     let claims = ["uri", "dns", "spki"].map(|key| table.has(key));
     if claims.iter().filter(|claimed| **claimed).count() != 1 {
@@ -90,7 +95,7 @@ fn identity(table: &Reader, issuers: &[Issuer]) -> Option<Identity> {
             let digest = digest.and_then(|digest| <[u8; 32]>::try_from(digest).ok());
             digest.ok_or("it is \"sha256:\" and the base64 of 32 bytes".to_owned())
         });
-        let issuer = table.want("issuer", issuer)?;
+        let issuer = if table.has("issuer") { Some(issuer()?) } else { None };
         Proof::Spki { digest: digest?, issuer }
     } else if claims[0] {
         let uri = table.need("uri", |text| {
@@ -98,7 +103,7 @@ fn identity(table: &Reader, issuers: &[Issuer]) -> Option<Identity> {
             let fits = !scheme.is_empty() && !rest.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
             if fits { Ok(text.to_owned()) } else { Err("it is a URI such as \"spiffe://example.org/icmr\"".to_owned()) }
         });
-        let issuer = table.need("issuer", issuer);
+        let issuer = issuer();
         Proof::Uri { issuer: issuer?, uri: uri? }
     } else {
         let name = table.need("dns", |text| {
@@ -106,7 +111,7 @@ fn identity(table: &Reader, issuers: &[Issuer]) -> Option<Identity> {
                 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
             if fits { Ok(text.to_ascii_lowercase()) } else { Err("it is a DNS name; wildcards are nobody".to_owned()) }
         });
-        let issuer = table.need("issuer", issuer);
+        let issuer = issuer();
         Proof::Dns { issuer: issuer?, name: name? }
     };
     Some(Identity { proof, place: table.place() })
@@ -116,12 +121,7 @@ fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networ
     let mut builder = NetworksBuilder::new();
     root.tables("network", |table| {
         let place = table.place();
-        let cidr = table.need("cidr", |text| {
-            parse_cidr(text, "", "").map_err(|problem| match problem.hint.as_str() {
-                "" => problem.message,
-                hint => format!("{}; {hint}", problem.message),
-            })
-        });
+        let cidr = table.need("cidr", |text| parse_cidr(text, "", "").map_err(|problem| told(&problem)));
         let owner = table.need_text("owner");
         let ticket = table.need_text("ticket");
         let reason = table.need_text("reason");
@@ -151,7 +151,12 @@ fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networ
         let defaults = Defaults { owner: owner?, ticket: ticket?, reason: reason?, expires: expires? };
         let path = path?;
         let shown = format!("{}/{path}", known.shown_directory);
-        network_file::read(&known.directory.join(&path), &shown, &defaults, &mut builder, problems);
+        let file = known.directory.join(&path);
+        if let Err(error) = std::fs::metadata(&file) {
+            table.problem("path", format!("cannot be read: {error}"), "the path is relative to the partner's file");
+            return None;
+        }
+        network_file::read(&file, &shown, &defaults, &mut builder, problems);
         Some(())
     });
     builder.build()
@@ -172,11 +177,9 @@ fn limits(table: &Reader) -> Option<Limits> {
     })
 }
 
-fn grant(table: &Reader, routes: &[Route]) -> Option<Grant> {
-    let route = table.need("route", |text| {
-        let at = routes.iter().position(|route| *route.name == *text);
-        let known = || names(routes.iter().map(|route| &route.name));
-        at.map(|at| RouteId(at as u16)).ok_or_else(|| format!("no such [[route]]; there are: {}", known()))
+fn grant(table: &Reader, known: &Known) -> Option<Grant> {
+    let route = table.reference("route", "route", known.route_names, |text| {
+        known.routes.iter().position(|route| *route.name == *text).map(|at| RouteId(at as u16))
     });
     let purposes = table.texts("purposes", purpose);
     let requests = table.want("requests", parse_rate);
@@ -186,7 +189,7 @@ fn grant(table: &Reader, routes: &[Route]) -> Option<Grant> {
         Some(None)
     };
     let (route, purposes) = (route?, purposes?);
-    match &routes[usize::from(route.0)].kind {
+    match &known.routes[usize::from(route.0)].kind {
         RouteKind::Lookup(_) if purposes.is_empty() => {
             table.problem("purposes", "a grant to look people up names its purposes", "add purposes = [\"care\"]");
         }
@@ -237,7 +240,7 @@ fn hours(table: &Reader) -> Option<Hours> {
 
 fn parse_minute(text: &str) -> Result<u16, String> {
     let parsed = text.split_once(':').and_then(|(hour, minute)| {
-        let two = |text: &str| (text.len() == 2).then(|| text.parse::<u16>().ok()).flatten();
+        let two = |text: &str| (text.len() == 2).then(|| number(text)).flatten().map(|number| number as u16);
         Some((two(hour)?, two(minute)?))
     });
     match parsed {
@@ -251,7 +254,7 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     let wrong = || "it is a rate such as \"50/s\", \"6/h burst 3\"; periods are s, min, h and d".to_owned();
     let (rate, burst) = text.split_once(" burst ").map_or((text, None), |(rate, burst)| (rate, Some(burst)));
     let (count, period) = rate.split_once('/').ok_or_else(wrong)?;
-    let number = |text: &str| text.parse().ok().filter(|number: &u32| (1..=1_000_000_000).contains(number));
+    let number = |text: &str| number(text).filter(|number| (1..=1_000_000_000).contains(number));
     let count = number(count.trim()).ok_or_else(wrong)?;
     let seconds = match period.trim() {
         "s" => 1,
@@ -264,6 +267,11 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     Ok(Rate { count, period: Duration::from_secs(seconds), burst })
 }
 
+/// Digits and nothing else: `parse` would take a sign.
+fn number(text: &str) -> Option<u32> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
 /// A purpose as partners' systems code it, such as `care` or `PUBHLTH`; compared letter by letter.
 fn purpose(text: &str) -> Result<Arc<str>, String> {
     let fits = (1..=64).contains(&text.len())
@@ -271,11 +279,9 @@ fn purpose(text: &str) -> Result<Arc<str>, String> {
     if fits { Ok(text.into()) } else { Err("a purpose is 1 to 64 letters, digits and '-', '_', '.'".to_owned()) }
 }
 
-/// A date from whose first instant something holds.
-fn parse_start(text: &str) -> Result<crate::clock::Timestamp, String> {
-    let day =
-        crate::clock::Timestamp::parse(text).or_else(|| crate::clock::Timestamp::parse(&format!("{text}T00:00:00Z")));
-    day.ok_or("it is a date such as \"2026-01-01\" or a time such as \"2026-01-01T00:00:00Z\"".to_owned())
+/// A time from which something holds; a date means from its beginning.
+fn parse_start(text: &str) -> Option<Timestamp> {
+    Timestamp::parse(text).or_else(|| Timestamp::parse(&format!("{text}T00:00:00Z")))
 }
 
 #[cfg(test)]

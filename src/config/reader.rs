@@ -127,6 +127,33 @@ impl<'a> Reader<'a> {
         self.need_value(key, |value| integer_of(value, bounds))
     }
 
+    /// The name of something that is declared elsewhere. `declared` holds every name there, readable or not: what is
+    /// declared but broken was reported there, and `None` (nothing could be read there) is no reason to complain here.
+    pub fn reference<T>(
+        &self,
+        key: &'static str,
+        what: &str,
+        declared: Option<&[String]>,
+        find: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let name = self.need_text(key)?;
+        let found = find(&name);
+        if let (None, Some(declared)) = (&found, declared)
+            && !declared.contains(&name)
+        {
+            self.problem(key, format!("no such [[{what}]]"), format!("there are: {}", declared.join(", ")));
+        }
+        found
+    }
+
+    /// The names in an array of tables, also of those that cannot be read otherwise.
+    pub fn declared(&self, key: &'static str) -> Vec<String> {
+        let tables = self.table.get(key).and_then(|value| value.get_ref().as_array());
+        let name =
+            |item: &Spanned<DeValue>| Some(item.get_ref().as_table()?.get("name")?.get_ref().as_str()?.to_owned());
+        tables.into_iter().flatten().filter_map(name).collect()
+    }
+
     /// A number of bytes such as `16KiB`, or a plain number.
     pub fn bytes(&self, key: &'static str, bounds: std::ops::RangeInclusive<u64>, default: u64) -> Option<u64> {
         if !self.has(key) {
@@ -164,16 +191,25 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A date (through whose end something holds) or a date-time, with or without quotes.
-    pub fn want_expiry(&self, key: &'static str) -> Option<Option<Timestamp>> {
+    /// A date or a date-time, with or without quotes. `read` says what instant a date is.
+    pub fn want_time(
+        &self,
+        key: &'static str,
+        read: impl FnOnce(&str) -> Option<Timestamp>,
+    ) -> Option<Option<Timestamp>> {
         if !self.has(key) {
             return Some(None);
         }
         self.need_value(key, |value| {
             let text = value.as_datetime().map(ToString::to_string).or_else(|| value.as_str().map(str::to_owned));
-            let expiry = text.as_deref().and_then(super::network_file::parse_expiry);
-            expiry.map(Some).ok_or("it is a date such as 2027-03-31 or a time such as 2027-03-31T18:00:00Z".to_owned())
+            let time = text.as_deref().and_then(read);
+            time.map(Some).ok_or("it is a date such as 2027-03-31 or a time such as 2027-03-31T18:00:00Z".to_owned())
         })
+    }
+
+    /// A time until which something holds; a date means through its end.
+    pub fn want_expiry(&self, key: &'static str) -> Option<Option<Timestamp>> {
+        self.want_time(key, super::network_file::parse_expiry)
     }
 
     /// A list of texts, each read by `read`; absent is empty.
@@ -216,7 +252,7 @@ impl<'a> Reader<'a> {
     /// A required table.
     pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Reader) -> Option<T>) -> Option<T> {
         if !self.has(key) {
-            self.problem(key, "missing", format!("add a table [{}]", self.name(key)));
+            self.problem(key, "missing", format!("add a table [{}]", plain(&self.name(key))));
             return None;
         }
         self.want_table(key, read).flatten()
@@ -229,7 +265,7 @@ impl<'a> Reader<'a> {
         }
         let value = self.table.get(key)?;
         let Some(table) = value.get_ref().as_table() else {
-            self.problem(key, "not a table", format!("write it as [{}]", self.name(key)));
+            self.problem(key, "not a table", format!("write it as [{}]", plain(&self.name(key))));
             return None;
         };
         let inner = Reader::new(self.source, self.name(key), table, value.span());
@@ -244,13 +280,13 @@ impl<'a> Reader<'a> {
             return Vec::new();
         }
         let Some(list) = self.table.get(key).and_then(|value| value.get_ref().as_array()) else {
-            self.problem(key, "not an array of tables", format!("write each as [[{}]]", self.name(key)));
+            self.problem(key, "not an array of tables", format!("write each as [[{}]]", plain(&self.name(key))));
             return Vec::new();
         };
         let mut values = Vec::new();
         for (at, item) in list.iter().enumerate() {
             let Some(table) = item.get_ref().as_table() else {
-                self.problem(key, "not an array of tables", format!("write each as [[{}]]", self.name(key)));
+                self.problem(key, "not an array of tables", format!("write each as [[{}]]", plain(&self.name(key))));
                 continue;
             };
             let inner = Reader::new(self.source, format!("{}[{at}]", self.name(key)), table, item.span());
@@ -295,6 +331,16 @@ impl<'a> Reader<'a> {
     fn name(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// A key path as TOML has it: without the indices of arrays.
+fn plain(path: &str) -> String {
+    let mut inside = false;
+    let outside = |c: &char| {
+        inside = (inside || *c == '[') && *c != ']';
+        !inside && *c != ']'
+    };
+    path.chars().filter(outside).collect()
 }
 
 /// Reads a duration: a whole number and `ms`, `s`, `min`, `h` or `d`.

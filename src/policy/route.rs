@@ -209,28 +209,28 @@ pub struct Router {
 }
 
 impl Router {
-    /// Builds the router; the error names two routes that would match the same requests.
-    pub fn build(routes: &[Route]) -> Result<Router, (RouteId, RouteId)> {
+    /// Builds the router; the error names every two routes that would match the same requests.
+    pub fn build(routes: &[Route]) -> Result<Router, Vec<(RouteId, RouteId)>> {
         let mut router = Router::default();
+        let mut rivals = Vec::new();
         for (at, route) in routes.iter().enumerate() {
             let id = RouteId(at as u16);
-            let rival = routes[..at].iter().position(|other| {
+            let rival = |other: &Route| {
                 other.pattern.shape() == route.pattern.shape()
                     && other.methods.iter().any(|method| route.methods.contains(method))
                     && (other.hosts.is_empty()
                         || route.hosts.is_empty()
                         || other.hosts.iter().any(|host| route.hosts.contains(host)))
-            });
-            if let Some(rival) = rival {
-                return Err((RouteId(rival as u16), id));
-            }
+            };
+            let earlier = routes[..at].iter().enumerate().filter(|(_, other)| rival(other));
+            rivals.extend(earlier.map(|(first, _)| (RouteId(first as u16), id)));
             match route.pattern.literal() {
                 Some(path) => router.exact.entry(path).or_default().push(id),
                 None => router.patterns.push(id),
             }
         }
         router.patterns.sort_by_cached_key(|id| routes[usize::from(id.0)].pattern.shape());
-        Ok(router)
+        if rivals.is_empty() { Ok(router) } else { Err(rivals) }
     }
 
     /// Host is lower case without port.
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn two_routes_for_the_same_requests_are_a_mistake() {
         let rivals = [route(&["GET"], &[], "/a/{x}"), route(&["POST", "GET"], &["h"], "/a/{y}")];
-        assert_eq!(Router::build(&rivals).err(), Some((RouteId(0), RouteId(1))));
+        assert_eq!(Router::build(&rivals).err(), Some(vec![(RouteId(0), RouteId(1))]));
         let apart = [route(&["GET"], &["g"], "/a/{x}"), route(&["GET"], &["h"], "/a/{y}")];
         assert!(Router::build(&apart).is_ok());
     }
