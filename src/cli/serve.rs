@@ -26,6 +26,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Err(problems) => return complain(&problems),
     };
     log::init(config.settings.log);
+    raise_open_files(config.settings.listen.connections_max);
     match Gateway::start(config, Clock::system()) {
         Ok(running) => until_told(running),
         Err(StartError::Configuration(problems)) => complain(&problems),
@@ -33,6 +34,16 @@ pub fn run(arguments: Arguments) -> u8 {
             eprintln!("error: {what}");
             FAILED
         }
+    }
+}
+
+/// Shells start programs with a soft limit of 1,024 open files; the hard limit is what the operator meant. Each partner's
+/// connection may need one to a backend.
+fn raise_open_files(connections_max: usize) {
+    let allowed = rlimit::increase_nofile_limit(rlimit::INFINITY).unwrap_or_default();
+    let wanted = 2 * connections_max as u64 + 64;
+    if allowed < wanted {
+        tracing::warn!(allowed, wanted, "too few open files for connections_max; accepting will fail first");
     }
 }
 
