@@ -57,18 +57,17 @@ impl fmt::Display for Timestamp {
 /// Where `now` comes from. The manual one belongs to tests and to `explain --at`.
 #[derive(Clone, Debug)]
 pub enum Clock {
-    /// Wall time at construction plus monotonic time since: a stepped system clock moves no limit.
+    /// Wall time at construction plus monotonic time since: a system clock that is stepped back moves no limit.
     System {
-        wall: Timestamp,
         started: Instant,
+        wall_at_start: Arc<AtomicU64>,
     },
     Manual(Arc<AtomicU64>),
 }
 
 impl Clock {
     pub fn system() -> Clock {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Clock::System { wall: Timestamp(wall.as_nanos() as u64), started: Instant::now() }
+        Clock::System { started: Instant::now(), wall_at_start: Arc::new(AtomicU64::new(wall().0)) }
     }
 
     pub fn manual(at: Timestamp) -> Clock {
@@ -77,8 +76,19 @@ impl Clock {
 
     pub fn now(&self) -> Timestamp {
         match self {
-            Clock::System { wall, started } => wall.plus(started.elapsed()),
+            Clock::System { started, wall_at_start } => {
+                Timestamp(wall_at_start.load(Ordering::Relaxed)).plus(started.elapsed())
+            }
             Clock::Manual(nanos) => Timestamp(nanos.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Follows the system's clock where that has gone forward, as when it was first set after the start: expiries and
+    /// hours must not be judged by a date of the past. It never goes back.
+    pub fn follow(&self) {
+        if let Clock::System { started, wall_at_start } = self {
+            let start = wall().0.saturating_sub(started.elapsed().as_nanos() as u64);
+            wall_at_start.fetch_max(start, Ordering::Relaxed);
         }
     }
 
@@ -88,4 +98,8 @@ impl Clock {
             nanos.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
         }
     }
+}
+
+fn wall() -> Timestamp {
+    Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64)
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::config::cases::{Expect, Question};
 use crate::config::settings::Settings;
-use crate::policy::head::{Target, host_of, method_allowed};
+use crate::policy::head::{Target, fields_allowed, host_of, method_allowed};
 use crate::policy::identify::{Credential, Proof};
 use crate::policy::lookup::{self, Asked, HeaderValue};
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteKind;
 use crate::policy::trail::Trail;
-use crate::policy::{Denial, Head, Policy};
+use crate::policy::{Denial, Head, Policy, Sender};
 use crate::state::State;
 use crate::subject::EpochKey;
 
@@ -53,7 +53,7 @@ pub fn explain(
     let credential = credential(&identity.proof, &issuers, now);
     let state = State::default().partner(&partner.name);
     let mut forwarded = None;
-    let outcome = decide(policy, question, &credential, now, &state, settings.limiter_entries_max, &mut forwarded);
+    let outcome = decide(policy, question, &credential, now, &state, settings, &mut forwarded);
     Ok(match outcome {
         Ok(trail) => Explanation { denied: None, trail, forwarded },
         Err(denial) => Explanation { denied: Some(denial.reason), trail: denial.trail, forwarded: None },
@@ -66,21 +66,24 @@ fn decide(
     credential: &Credential,
     now: Timestamp,
     state: &Arc<crate::state::PartnerState>,
-    entries_max: usize,
+    settings: &Settings,
     forwarded: &mut Option<String>,
 ) -> Result<Trail, Denial> {
-    method_allowed(&question.method).map_err(Denial::outright)?;
-    let target = Target::parse(&question.target).map_err(Denial::outright)?;
+    let header = |name: &str| question.headers.get(name).map_or(HeaderValue::Absent, |text| HeaderValue::Text(text));
     let first = policy.hosts.first().map_or("", String::as_str);
-    let host = question.host.as_deref().map_or(Some(Cow::Borrowed(first)), host_of);
-    let host = host.ok_or(Denial::outright(Reason::HostMismatch))?;
-    let source = question.source.to_canonical();
-    let head = Head { now, source, credential, host: &host, method: &question.method, path: &target.path };
-
-    let plan = policy.plan_head(&head);
-    let (receipt, _hold) = state.charge(plan.charges(), entries_max, now);
+    let host = question.host.as_deref().map_or(Some(Cow::Borrowed(first)), host_of).ok_or(Reason::MalformedRequest);
+    let read = method_allowed(&question.method)
+        .and_then(|()| fields_allowed(header))
+        .and_then(|()| Ok((host?, Target::parse(&question.target, settings.http.target_bytes_max)?)));
+    let sender = Sender { now, source: question.source.to_canonical(), credential };
+    let plan = match &read {
+        Ok((host, Target { path, .. })) => policy.plan_head(&Head { sender, host, method: &question.method, path }),
+        Err(reason) => policy.plan_refused(&sender, *reason),
+    };
+    let (receipt, _hold) = state.charge(plan.charges(), settings.limiter_entries_max, now);
     let admission = plan.settle(receipt)?;
     let Some(route) = admission.route() else { return Ok(admission.trail().clone()) };
+    let Ok((_, target)) = read else { return Err(Denial::after(admission.trail(), Reason::Internal)) };
 
     let plan = match &route.kind {
         RouteKind::Pass(pass) => {
@@ -91,10 +94,9 @@ fn decide(
         }
         RouteKind::Lookup(declared) => {
             // What curl would have to be told: a body is JSON unless the question says otherwise.
-            let header = |name: &str| match question.headers.get(name) {
-                Some(text) => HeaderValue::Text(text),
-                None if name == "content-type" => HeaderValue::Text("application/json"),
-                None => HeaderValue::Absent,
+            let header = |name: &str| match header(name) {
+                HeaderValue::Absent if name == "content-type" => HeaderValue::Text("application/json"),
+                given => given,
             };
             let captures = admission.captures().to_vec();
             let (path, query, body) = (&target.path, target.query, question.body.as_bytes());
@@ -108,7 +110,7 @@ fn decide(
             admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
         }
     };
-    let (receipt, _) = state.charge(plan.charges(), entries_max, now);
+    let (receipt, _) = state.charge(plan.charges(), settings.limiter_entries_max, now);
     let permit = plan.settle(receipt)?;
     let purpose = permit.purpose().map(|purpose| format!(", for {purpose}")).unwrap_or_default();
     *forwarded = Some(format!("{} to {}{purpose}", question.method, permit.route().name));

@@ -32,8 +32,8 @@ pub struct Gateway {
     pub clock: Clock,
     pub metrics: Metrics,
     pub load: Arc<Load>,
-    /// Log lines of refused handshakes, and of refused requests.
-    pub handshake_lines: LogLimit,
+    /// Log lines of refused connections, and of refused requests of nobody that is known.
+    pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
     epoch_key: EpochKey,
     phase: watch::Sender<Phase>,
@@ -73,15 +73,9 @@ impl Gateway {
         let snapshot = Snapshot::build(config, &state).map_err(StartError::Configuration)?;
         let settings = &snapshot.settings;
         let address = settings.listen.address;
-        if snapshot.development && !address.ip().is_loopback() {
-            let problem =
-                Problem::error("gateway.toml", "listen.address", "the development CA is trusted, off loopback");
-            let hint = "anybody with certs/dev can be any partner; use your own CA, or listen on 127.0.0.1";
-            return Err(StartError::Configuration(vec![problem.with_value(address.to_string()).with_hint(hint)]));
-        }
         let failed = |what: String| move |error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
         let epoch_key = EpochKey::load_or_create(&settings.directory.join(EPOCH_KEY))
-            .map_err(|error| failed("epoch key".to_owned())(&error))?;
+            .map_err(|error| StartError::Failed(error.to_string()))?;
         let metrics = Metrics::new().map_err(|error| failed("metrics".to_owned())(&error))?;
         let workers = settings.listen.workers;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -108,8 +102,8 @@ impl Gateway {
             clock,
             metrics,
             load: Arc::new(load),
-            handshake_lines: LogLimit::new(20),
-            request_lines: LogLimit::new(200),
+            connection_lines: LogLimit::of_connections(),
+            request_lines: LogLimit::of_requests(),
             epoch_key,
             phase,
         });
@@ -172,7 +166,10 @@ impl Gateway {
     pub async fn sweep(&self) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => self.state.sweep(self.clock.now()),
+                () = tokio::time::sleep(SWEEP_EVERY) => {
+                    self.clock.follow();
+                    self.state.sweep(self.clock.now());
+                }
                 () = self.drained() => return,
             }
         }
@@ -220,6 +217,16 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
+    /// For what strangers in an allowed network can cause.
+    pub fn of_connections() -> LogLimit {
+        LogLimit::new(20)
+    }
+
+    /// For one partner's refused requests.
+    pub fn of_requests() -> LogLimit {
+        LogLimit::new(100)
+    }
+
     fn new(lines_per_second_max: u32) -> LogLimit {
         LogLimit { lines_per_second_max, second: Mutex::default(), unlogged: AtomicU64::new(0) }
     }

@@ -3,6 +3,7 @@
 //! Labels come from the configuration and from closed lists, never from a request: `none` where nobody was identified
 //! or no route was found.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -36,6 +37,7 @@ pub struct Metrics {
     certificate_not_after: GaugeVec,
     crl_next_update: GaugeVec,
     connections_cut: IntCounterVec,
+    answers_cut: IntCounterVec,
     series: IntGauge,
 }
 
@@ -151,6 +153,11 @@ impl Metrics {
                 "Connections that the gateway ended because of what the peer did, by reason.",
                 &["reason"],
             )?,
+            answers_cut: counter(
+                "dwarpal_answers_cut_total",
+                "Streamed answers that ended early: too-large, too-slow, broken (backend), deadline, partner-gone.",
+                &["route", "reason"],
+            )?,
             series: {
                 let gauge =
                     IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
@@ -181,6 +188,10 @@ impl Metrics {
 
     pub fn connection_cut(&self, reason: &str) {
         self.connections_cut.with_label_values(&[reason]).inc();
+    }
+
+    pub fn answer_cut(&self, route: &str, reason: &str) {
+        self.answers_cut.with_label_values(&[route, reason]).inc();
     }
 
     pub fn partner_certificate(&self, partner: &str, not_after: Timestamp) {
@@ -244,17 +255,20 @@ impl Metrics {
             let (sources, subjects) = state.entries();
             self.limiter_entries.with_label_values(&[name, "source"]).set(sources as i64);
             self.limiter_entries.with_label_values(&[name, "subject"]).set(subjects as i64);
-            let mut matched = 0;
-            for (network, entry) in partner.networks.iter() {
-                let last = snapshot.last_match(id, network);
-                matched += i64::from(last.is_some());
-                if partner.networks.len() <= NETWORKS_SHOWN_MAX {
-                    let cidr = entry.cidr.to_string();
-                    self.network_last_match.with_label_values(&[name, &cidr]).set(last.map_or(0.0, seconds));
+            let (networks, matched) = (partner.networks.len() as i64, snapshot.ever_matched(id) as i64);
+            if partner.networks.len() <= NETWORKS_SHOWN_MAX {
+                let mut shown: BTreeMap<String, f64> = BTreeMap::new();
+                for (network, entry) in partner.networks.iter() {
+                    // The same CIDR may stand twice; the one that answers is the one that was matched.
+                    let last = shown.entry(entry.cidr.to_string()).or_default();
+                    *last = last.max(snapshot.last_match(id, network).map_or(0.0, seconds));
+                }
+                for (cidr, last) in shown {
+                    self.network_last_match.with_label_values(&[name, &cidr]).set(last);
                 }
             }
             self.networks.with_label_values(&[name, "matched"]).set(matched);
-            self.networks.with_label_values(&[name, "unmatched"]).set(partner.networks.len() as i64 - matched);
+            self.networks.with_label_values(&[name, "unmatched"]).set(networks - matched);
         }
     }
 }

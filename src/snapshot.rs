@@ -1,21 +1,25 @@
 //! One generation of everything that a request is decided on. Built whole from the configuration, then swapped in.
 
-use std::path::Path;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Component, Path};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted_cert};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, Settings, Tls};
 use crate::demo::pki::is_development_ca;
+use crate::gateway::LogLimit;
 use crate::policy::networks::{NetworkId, Union};
+use crate::policy::route::Place;
 use crate::policy::{PartnerId, Policy};
 use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer};
 use crate::state::{PartnerState, State};
@@ -30,12 +34,39 @@ pub struct Snapshot {
     pub union: Union,
     /// State of each partner, in the policy's order.
     pub states: Vec<Arc<PartnerState>>,
-    /// When each network of each partner let somebody in: Unix seconds, 0 for never.
-    last_match: Vec<Box<[AtomicU32]>>,
+    /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
+    request_lines: Vec<LogLimit>,
+    last_match: Vec<Matches>,
     /// When the gateway's own certificate expires.
     pub certificate_not_after: Timestamp,
-    /// Some issuer is the development CA, whose key lies in a working directory.
-    pub development: bool,
+    /// Hosts of the listener for which the gateway's certificate is not valid.
+    unnamed_hosts: Vec<String>,
+}
+
+/// When each network of one partner let somebody in.
+#[derive(Debug)]
+struct Matches {
+    /// Unix seconds, 0 for never.
+    last: Box<[AtomicU32]>,
+    /// How many ever did: counting them at each scrape would walk a million entries.
+    ever: AtomicUsize,
+}
+
+impl Matches {
+    fn of(networks: usize) -> Matches {
+        Matches { last: (0..networks).map(|_| AtomicU32::new(0)).collect(), ever: AtomicUsize::new(0) }
+    }
+}
+
+/// A certificate that expires within this time, or a revocation list, is worth a warning.
+const CERTIFICATE_SOON: Duration = Duration::from_secs(30 * 86_400);
+const LIST_SOON: Duration = Duration::from_secs(86_400);
+
+/// The gateway's own key and what its certificate says.
+struct Own {
+    key: SingleCertAndKey,
+    not_after: Timestamp,
+    names: Vec<String>,
 }
 
 impl Snapshot {
@@ -44,27 +75,73 @@ impl Snapshot {
         let Config { settings, policy, cases: _ } = config;
         let mut problems = Vec::new();
         let own = certified_key(&settings.tls, &mut problems);
-        let mut development = false;
-        let issuers: Vec<_> = settings
-            .tls
-            .issuers
-            .iter()
-            .filter_map(|issuer| trusted_issuer(issuer, &mut development, &mut problems))
-            .collect();
-        let (Some((key, certificate_not_after)), true) = (own, problems.is_empty()) else { return Err(problems) };
+        let issuers = settings.tls.issuers.iter();
+        let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
+        let address = settings.listen.address;
+        if !address.ip().is_loopback() {
+            let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
+            problems.extend(development.map(|issuer| {
+                let message = format!("the development CA is trusted, but the gateway listens on {address}");
+                let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
+                at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
+            }));
+        }
+        let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
 
         let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
         let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
         let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let trust = Arc::new(Trust { provider, versions, key: Arc::new(key), issuers, hints });
+        let certificate_not_after = own.not_after;
+        let trust = Arc::new(Trust { provider, versions, key: Arc::new(own.key), issuers, hints });
         let lists: Vec<_> = policy.partners.iter().map(|partner| &partner.networks).collect();
         let union = Union::build(&lists);
         let states = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
-        let unmatched =
-            |partner: &crate::policy::Partner| (0..partner.networks.len()).map(|_| AtomicU32::new(0)).collect();
-        let last_match = policy.partners.iter().map(unmatched).collect();
-        Ok(Snapshot { settings, policy, trust, union, states, last_match, certificate_not_after, development })
+        let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
+        let last_match = policy.partners.iter().map(|partner| Matches::of(partner.networks.len())).collect();
+        let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
+        Ok(Snapshot {
+            settings,
+            policy,
+            trust,
+            union,
+            states,
+            request_lines,
+            last_match,
+            certificate_not_after,
+            unnamed_hosts,
+        })
+    }
+
+    /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
+    pub fn warnings(&self, now: Timestamp) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let tls = &self.settings.tls;
+        let file = |path: &Path| tidy(path);
+        let mut expiry = |file: String, key: &str, not_after: Timestamp, soon: Duration| {
+            if not_after <= now.plus(soon) {
+                let when = if not_after <= now { "out of date since" } else { "out of date from" };
+                found.push(Problem::warning(file, key, format!("{when} {not_after}")));
+            }
+        };
+        expiry(file(&tls.certificate), "tls.certificate", self.certificate_not_after, CERTIFICATE_SOON);
+        for (issuer, trusted) in tls.issuers.iter().zip(self.trust.issuers()) {
+            expiry(file(&issuer.certificates), "issuer.certificates", trusted.not_after, CERTIFICATE_SOON);
+            for list in trusted.lists() {
+                expiry(list.file.to_string(), "issuer.crls", list.next_update, LIST_SOON);
+            }
+        }
+        for host in &self.unnamed_hosts {
+            let problem =
+                Problem::warning(file(&tls.certificate), "tls.certificate", "is not valid for a host of the listener");
+            found
+                .push(problem.with_value(host).with_hint("partners that ask for this host will not trust the gateway"));
+        }
+        found
+    }
+
+    pub fn request_lines(&self, partner: Option<PartnerId>) -> Option<&LogLimit> {
+        self.request_lines.get(usize::from(partner?.0))
     }
 
     pub fn state(&self, partner: PartnerId) -> &Arc<PartnerState> {
@@ -73,108 +150,130 @@ impl Snapshot {
 
     /// Notes that a network let a request in.
     pub fn matched(&self, partner: PartnerId, network: NetworkId, now: Timestamp) {
-        let slot = &self.last_match[usize::from(partner.0)][network.index()];
+        let matches = &self.last_match[usize::from(partner.0)];
+        let slot = &matches.last[network.index()];
         let seconds = now.unix_seconds() as u32;
         // A load is cheaper than a store to a line that other cores read; once a second is exact enough.
-        if slot.load(Ordering::Relaxed) != seconds {
-            slot.store(seconds, Ordering::Relaxed);
+        if slot.load(Ordering::Relaxed) != seconds && slot.swap(seconds, Ordering::Relaxed) == 0 {
+            matches.ever.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     pub fn last_match(&self, partner: PartnerId, network: NetworkId) -> Option<Timestamp> {
-        let seconds = self.last_match[usize::from(partner.0)][network.index()].load(Ordering::Relaxed);
+        let seconds = self.last_match[usize::from(partner.0)].last[network.index()].load(Ordering::Relaxed);
         (seconds != 0).then(|| Timestamp::from_unix_seconds(u64::from(seconds)))
+    }
+
+    /// How many networks of a partner let somebody in since the start.
+    pub fn ever_matched(&self, partner: PartnerId) -> usize {
+        self.last_match[usize::from(partner.0)].ever.load(Ordering::Relaxed)
     }
 }
 
-fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<(SingleCertAndKey, Timestamp)> {
-    let chain = certificates(&tls.certificate, "tls.certificate", problems);
+fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
+    let chain = certificates(&tls.certificate, None, "tls.certificate", problems);
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
-        problems.push(unreadable(&tls.key, "tls.key", &error, "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)"));
+        let hint = "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)";
+        problems.push(unreadable(&tls.key, None, "tls.key", &error, hint));
     });
     let (chain, key) = (chain?, key.ok()?);
-    let not_after = chain.first().and_then(validity_end);
+    let (not_after, names) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf))))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| {
-        let problem = Problem::error(tls.certificate.display().to_string(), "tls.certificate", error.to_string());
-        problems
-            .push(problem.with_hint(format!("certificate and key have to belong together ({})", tls.key.display())));
+        let message = match &error {
+            rustls::Error::InconsistentKeys(_) => "this certificate does not belong to tls.key".to_owned(),
+            other => other.to_string(),
+        };
+        let problem = Problem::error(tidy(&tls.certificate), "tls.certificate", message);
+        problems.push(problem.with_hint(format!("the key is {}", tidy(&tls.key))));
     });
-    Some((SingleCertAndKey::from(certified.ok()?), not_after?))
+    Some(Own { key: SingleCertAndKey::from(certified.ok()?), not_after, names })
 }
 
-fn trusted_issuer(issuer: &Issuer, development: &mut bool, problems: &mut Vec<Problem>) -> Option<TrustedIssuer> {
+fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<TrustedIssuer> {
     let before = problems.len();
-    let certificates = certificates(&issuer.certificates, "issuer.certificates", problems)?;
+    let (key, path) = ("issuer.certificates", &issuer.certificates);
+    let certificates = certificates(path, Some(&issuer.place), key, problems)?;
     let mut anchors = Vec::new();
-    let mut not_after = None;
+    let mut not_after = Vec::new();
     for certificate in &certificates {
-        let file = issuer.certificates.display().to_string();
-        match anchor_from_trusted_cert(certificate) {
-            Ok(anchor) => anchors.push(anchor.to_owned()),
-            Err(error) => {
-                problems.push(Problem::error(file, "issuer.certificates", format!("not a CA certificate: {error}")))
+        let anchor = anchor_from_trusted_cert(certificate).ok().filter(|_| may_sign(certificate));
+        match (anchor, validity_end(certificate)) {
+            (Some(anchor), Some(end)) => {
+                anchors.push(anchor.to_owned());
+                not_after.push(end);
+            }
+            _ => {
+                let hint =
+                    "an issuer's certificate has basicConstraints CA:TRUE, and keyCertSign if it states a key usage";
+                problems.push(
+                    at(&issuer.place, key, path, "holds a certificate that is not a CA's".to_owned()).with_hint(hint),
+                );
             }
         }
-        not_after = [not_after, validity_end(certificate)].into_iter().flatten().min();
-        *development |= organisations(certificate).iter().any(|organisation| is_development_ca(organisation));
     }
     let mut lists = Vec::new();
     for path in &issuer.crls {
-        lists.extend(revocation_lists(path, problems));
+        lists.extend(revocation_lists(path, issuer, problems));
     }
     lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
     (problems.len() == before).then(|| TrustedIssuer {
         name: issuer.name.clone(),
+        not_after: not_after.iter().copied().min().unwrap_or_default(),
         anchors,
+        anchors_not_after: not_after,
         lists,
         grace: issuer.crl_grace,
         revocation: issuer.revocation,
-        not_after: not_after.unwrap_or_default(),
     })
 }
 
-fn certificates(path: &Path, key: &str, problems: &mut Vec<Problem>) -> Option<Vec<CertificateDer<'static>>> {
+fn certificates(
+    path: &Path,
+    place: Option<&Place>,
+    key: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<CertificateDer<'static>>> {
     let hint = "it is one or more certificates in PEM";
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
         Ok(certificates) if certificates.is_empty() => {
-            problems.push(Problem::error(path.display().to_string(), key, "holds no certificate").with_hint(hint));
+            problems.push(unreadable(path, place, key, &"holds no certificate", hint));
             None
         }
         Ok(certificates) => Some(certificates),
         Err(error) => {
-            problems.push(unreadable(path, key, &error, hint));
+            problems.push(unreadable(path, place, key, &error, hint));
             None
         }
     }
 }
 
 /// The lists of a file, PEM or DER.
-fn revocation_lists(path: &Path, problems: &mut Vec<Problem>) -> Vec<RevocationList> {
-    let key = "issuer.crls";
+fn revocation_lists(path: &Path, issuer: &Issuer, problems: &mut Vec<Problem>) -> Vec<RevocationList> {
     let hint = "it is a certificate revocation list in PEM or DER";
+    let mut refuse = |why: &dyn std::fmt::Display| {
+        problems.push(unreadable(path, Some(&issuer.place), "issuer.crls", why, hint));
+        Vec::new()
+    };
     let bytes = match std::fs::read(path) {
+        Ok(bytes) if bytes.is_empty() => return refuse(&"the file is empty"),
         Ok(bytes) => bytes,
-        Err(error) => {
-            problems.push(unreadable(path, key, &error, hint));
-            return Vec::new();
-        }
+        Err(error) => return refuse(&error),
     };
     let pem: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
     let ders = match pem {
         Ok(ders) if !ders.is_empty() => ders,
-        Ok(_) => vec![CertificateRevocationListDer::from(bytes)],
-        Err(error) => {
-            problems.push(unreadable(path, key, &error, hint));
-            return Vec::new();
-        }
+        // DER begins with a sequence.
+        Ok(_) if bytes.first() == Some(&0x30) => vec![CertificateRevocationListDer::from(bytes)],
+        Ok(_) => return refuse(&"neither PEM nor DER"),
+        Err(error) => return refuse(&error),
     };
     let mut lists = Vec::new();
     for der in ders {
         match revocation_list(path, &der) {
             Ok(list) => lists.push(list),
-            Err(why) => problems.push(Problem::error(path.display().to_string(), key, why).with_hint(hint)),
+            Err(why) => return refuse(&why),
         }
     }
     lists
@@ -200,11 +299,66 @@ fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
     u64::try_from(parsed.validity().not_after.timestamp()).ok().map(Timestamp::from_unix_seconds)
 }
 
-fn organisations(certificate: &CertificateDer) -> Vec<String> {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    parsed.subject().iter_organization().filter_map(|name| name.as_str().ok().map(str::to_owned)).collect()
+/// Whether a certificate is a CA's. webpki takes an anchor as it is: without this, the holder of a leaf that was put here
+/// by mistake could sign for any partner.
+fn may_sign(certificate: &CertificateDer) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
+    let authority = matches!(parsed.basic_constraints(), Ok(Some(constraints)) if constraints.value.ca);
+    let signs = match parsed.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
+        Err(_) => false,
+    };
+    authority && signs
 }
 
-fn unreadable(path: &Path, key: &str, error: &dyn std::fmt::Display, hint: &str) -> Problem {
-    Problem::error(path.display().to_string(), key, format!("cannot be read: {error}")).with_hint(hint)
+/// DNS names and addresses, as the listener's hosts are written.
+fn host_names(certificate: &CertificateDer) -> Vec<String> {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let address = |bytes: &[u8]| match *bytes {
+        [a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d).to_string()),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(|octets| format!("[{}]", Ipv6Addr::from(octets))),
+    };
+    let names = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => address(bytes),
+        _ => None,
+    });
+    names.collect()
+}
+
+/// The development CA, or anything that it signed.
+fn is_development(issuer: &Issuer) -> bool {
+    let Ok(certificates) = CertificateDer::pem_file_iter(&issuer.certificates) else { return false };
+    certificates.flatten().any(|certificate| {
+        let Ok((_, parsed)) = X509Certificate::from_der(&certificate) else { return false };
+        let organisations = parsed.subject().iter_organization().chain(parsed.issuer().iter_organization());
+        organisations.into_iter().any(|name| name.as_str().is_ok_and(is_development_ca))
+    })
+}
+
+/// A problem at the table that names a file.
+fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
+    Problem::error(&*place.file, key, message).at_line(place.line as usize).with_value(tidy(path))
+}
+
+fn unreadable(path: &Path, place: Option<&Place>, key: &str, why: &dyn std::fmt::Display, hint: &str) -> Problem {
+    let message = format!("cannot be read: {why}");
+    let problem = match place {
+        Some(place) => at(place, key, path, message),
+        None => Problem::error(tidy(path), key, message),
+    };
+    problem.with_hint(hint)
+}
+
+/// A path as people write it: `config/../certs` is `certs`.
+fn tidy(path: &Path) -> String {
+    let mut parts: Vec<Component> = Vec::new();
+    for part in path.components() {
+        match (part, parts.last()) {
+            (Component::ParentDir, Some(Component::Normal(_))) => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.iter().collect::<std::path::PathBuf>().display().to_string()
 }

@@ -37,16 +37,17 @@ pub fn run(arguments: Arguments) -> u8 {
             eprintln!("failed: {}: {}: {why}", case.place, case.name);
         }
     }
-    let warnings = hygiene::warnings(&config, now);
-    for warning in &warnings {
-        eprintln!("warning: {warning}");
-    }
+    let mut warnings = hygiene::warnings(&config, now);
     let (partners, routes) = (config.policy.partners.len(), config.policy.routes.len());
     let networks: usize = config.policy.partners.iter().map(|partner| partner.networks.len()).sum();
     let cases = config.cases.len();
     // Last, since it takes the configuration: certificates, keys and lists.
-    if let Err(problems) = Snapshot::build(config, &State::default()) {
-        return complain(&problems);
+    match Snapshot::build(config, &State::default()) {
+        Ok(snapshot) => warnings.extend(snapshot.warnings(now)),
+        Err(problems) => return complain(&problems),
+    }
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
     }
     println!(
         "{}, {}, {}; {cases} cases, {failed} failed; {}",

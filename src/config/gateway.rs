@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::network_file::parse_cidr;
 use super::reader::Reader;
 use super::settings::*;
+use crate::policy::fields::is_reserved;
 use crate::policy::route::{Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
 use crate::policy::shape::{Accepts, Field, Shape, parse_pointer};
 use crate::subject::Kind;
@@ -286,7 +287,7 @@ fn route(table: &Reader, backends: &[Backend], backend_names: &[String]) -> Opti
 }
 
 fn default_pass() -> PassRoute {
-    PassRoute { body_bytes_max: 1 << 20, answer_bytes_max: 16 << 20, parameters: Vec::new() }
+    PassRoute { body_bytes_max: 1 << 20, answer_bytes_max: 16 << 20, parameters: Vec::new(), headers: Vec::new() }
 }
 
 fn pass(table: &Reader) -> Option<PassRoute> {
@@ -294,7 +295,12 @@ fn pass(table: &Reader) -> Option<PassRoute> {
     let body_bytes_max = table.bytes("body_bytes_max", 0..=1 << 40, default.body_bytes_max);
     let answer_bytes_max = table.bytes("answer_bytes_max", 0..=1 << 40, default.answer_bytes_max);
     let parameters = fields(table);
-    Some(PassRoute { body_bytes_max: body_bytes_max?, answer_bytes_max: answer_bytes_max?, parameters })
+    let headers = table.texts("headers", |text| match field_name(text)? {
+        name if is_reserved(&name) => Err(format!("{name} is the gateway's own, or for one hop only")),
+        name => Ok(name),
+    });
+    let (body_bytes_max, answer_bytes_max) = (body_bytes_max?, answer_bytes_max?);
+    Some(PassRoute { body_bytes_max, answer_bytes_max, parameters, headers: headers? })
 }
 
 fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
@@ -327,7 +333,9 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
     });
     let (subject, purpose, actor) = (subject?, purpose?, actor?);
     let places = [("subject", Some(&subject)), ("purpose", purpose.as_ref()), ("actor", actor.as_ref())];
-    for (key, location) in places.into_iter().filter_map(|(key, location)| Some((key, location?))) {
+    let placed: Vec<_> = places.into_iter().filter_map(|(key, location)| Some((key, location?))).collect();
+    let mut fine = true;
+    for &(key, location) in &placed {
         let problem = match location {
             Location::Body(pointer) => match members.iter().find(|(member, _)| member == pointer) {
                 None => Some("the member is not declared in members"),
@@ -346,12 +354,36 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
             Location::Header(_) => None,
         };
         if let Some(problem) = problem {
+            fine = false;
             table.problem(key, problem, "a lookup declares everything that it accepts");
         }
     }
+    for (at, (key, location)) in placed.iter().enumerate() {
+        if placed[..at].iter().any(|(_, other)| other == location) {
+            table.problem(
+                key,
+                "the same place as another of subject, purpose and actor",
+                "give each a place of its own",
+            );
+        }
+    }
+    if matches!(&subject, Location::Header(name) if is_reserved(name)) {
+        table.problem(
+            "subject",
+            "this header is the gateway's own, or for one hop only",
+            "use a name such as header:x-subject",
+        );
+    }
+    let open = pattern.filter(|_| fine).is_some_and(|pattern| {
+        let read = |name: &str| placed.iter().any(|(_, location)| **location == Location::Path(name.to_owned()));
+        pattern.is_open() || !pattern.captures().all(read)
+    });
     if matches!(subject, Location::Query(_)) && query_ok == Some(false) {
         let hint = "move it to the body, or set query_ok = true if the backend's logs may hold it";
         table.problem("subject", "an identifier in a query lands in every log along the way", hint);
+    } else if open {
+        let hint = "a lookup's path holds the subject, purpose or actor, and nothing that is not declared";
+        table.problem("subject", "the path pattern lets more through than the identifier", hint);
     }
     Some(LookupRoute {
         kind: kind?,
@@ -415,12 +447,14 @@ fn location(text: &str) -> Result<Location, String> {
         "body" => parse_pointer(name).map(Location::Body).ok_or("body: is followed by a JSON pointer".to_owned()),
         "path" => Ok(Location::Path(name.to_owned())),
         "query" => Ok(Location::Query(name.to_owned())),
-        "header" if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') => {
-            Ok(Location::Header(name.to_ascii_lowercase()))
-        }
-        "header" => Err("a header name has letters, digits and '-' only".to_owned()),
+        "header" => field_name(name).map(Location::Header),
         _ => Err(wrong()),
     }
+}
+
+fn field_name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if fits { Ok(text.to_ascii_lowercase()) } else { Err("a header name has letters, digits and '-' only".to_owned()) }
 }
 
 /// A name that may become a metric label and a part of a log line.

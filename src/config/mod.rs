@@ -56,6 +56,10 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
     };
     let mut partners: Vec<Partner> = Vec::new();
     let partners_directory = directory.join("partners");
+    if gateway.is_some() && !partners_directory.is_dir() {
+        let problem = Problem::error(partners_directory.display().to_string(), "", "no such directory");
+        problems.borrow_mut().push(problem.with_hint("each partner is a file in it; without partners nobody gets in"));
+    }
     for path in toml_files(&partners_directory, problems) {
         let shown_directory = format!("{shown}/partners");
         let known = Known {

@@ -264,7 +264,13 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
         _ => return Err(wrong()),
     };
     let burst = burst.map_or(Some(count), |burst| number(burst.trim())).ok_or_else(wrong)?;
-    Ok(Rate { count, period: Duration::from_secs(seconds), burst })
+    let period = Duration::from_secs(seconds);
+    // A full bucket may be at most 100 years of the rate: the limiter counts nanoseconds in 64 bits.
+    let fits = (period / count).as_nanos() * u128::from(burst) <= Duration::from_secs(100 * 366 * 86_400).as_nanos();
+    if !fits {
+        return Err("the burst is more than a hundred years of the rate".to_owned());
+    }
+    Ok(Rate { count, period, burst })
 }
 
 /// Digits and nothing else: `parse` would take a sign.
@@ -299,6 +305,8 @@ mod tests {
             ("2/min burst 1", rate(2, 60, 1)),
             ("0/s", None),
             ("5/s burst 0", None),
+            ("1/d burst 300000", None),
+            ("+5/s", None),
             ("5", None),
             ("5/m", None),
             ("-5/s", None),

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::lookup::HeaderValue;
 use super::path::CanonicalPath;
 use super::reason::Reason;
 
@@ -13,11 +14,26 @@ pub struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    pub fn parse(target: &'a str) -> Result<Target<'a>, Reason> {
+    pub fn parse(target: &'a str, bytes_max: usize) -> Result<Target<'a>, Reason> {
+        if target.len() > bytes_max {
+            return Err(Reason::HeadTooLarge);
+        }
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         let clean = query.is_none_or(|query| query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'));
         let path = CanonicalPath::parse(path).filter(|_| clean).ok_or(Reason::BadPath)?;
         Ok(Target { path, query })
+    }
+}
+
+/// Fields by which a request asks for more than an answer.
+pub fn fields_allowed<'a>(header: impl Fn(&str) -> HeaderValue<'a>) -> Result<(), Reason> {
+    if !matches!(header("upgrade"), HeaderValue::Absent) {
+        return Err(Reason::UpgradeRefused);
+    }
+    match header("expect") {
+        HeaderValue::Absent => Ok(()),
+        HeaderValue::Text(text) if text.eq_ignore_ascii_case("100-continue") => Ok(()),
+        HeaderValue::Text(_) | HeaderValue::Unreadable => Err(Reason::ExpectationRefused),
     }
 }
 
@@ -74,10 +90,11 @@ mod tests {
 
     #[test]
     fn targets_are_split_once() {
-        let target = Target::parse("/a?b=c?d").expect("fine");
+        let target = Target::parse("/a?b=c?d", 100).expect("fine");
         assert_eq!((target.path.as_str(), target.query), ("/a", Some("b=c?d")));
         for bad in ["*", "http://h/a", "/a#b", "/a?b#c", "/a?b c", ""] {
-            assert_eq!(Target::parse(bad).err(), Some(Reason::BadPath), "{bad}");
+            assert_eq!(Target::parse(bad, 100).err(), Some(Reason::BadPath), "{bad}");
         }
+        assert_eq!(Target::parse("/long", 4).err(), Some(Reason::HeadTooLarge));
     }
 }

@@ -121,6 +121,21 @@ pub fn read(route: &LookupRoute, whole: &Route, asked: &Asked, key: &EpochKey) -
     let actor = actor.map(|text| Actor::parse(&text).ok_or(Reason::ActorInvalid)).transpose()?;
 
     let raw = raw.ok_or(Reason::IdentifierMissing)?;
+    // A second identifier in a declared member would reach the backend uncounted.
+    let beside = |location: Location| location != route.subject;
+    let stray = parameters
+        .iter()
+        .any(|(field, value)| beside(Location::Query(field.name.clone())) && resembles_subject(&value.to_string()))
+        || members.as_ref().is_some_and(|(shape, values)| {
+            let subject = match &route.subject {
+                Location::Body(pointer) => shape.index(pointer),
+                _ => None,
+            };
+            values.others(subject).any(|value| resembles_subject(&value.to_string()))
+        });
+    if stray {
+        return Err(Reason::IdentifierUndeclared);
+    }
     let subject = Subject::parse(route.kind, &raw).map_err(refusal)?;
     match &route.subject {
         Location::Body(pointer) => {

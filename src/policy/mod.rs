@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod charge;
 pub mod entitle;
+pub mod fields;
 pub mod head;
 pub mod identify;
 pub mod lookup;
@@ -78,12 +79,18 @@ pub struct Policy {
     pub hosts: Vec<String>,
 }
 
-/// The facts of a request's head, and of the connection that brought it.
-pub struct Head<'a> {
+/// Who sends a request, when and from where: known before its first byte.
+#[derive(Clone, Copy)]
+pub struct Sender<'a> {
     pub now: Timestamp,
     /// Canonical: an IPv4 address is never IPv6-mapped.
     pub source: IpAddr,
     pub credential: &'a Credential,
+}
+
+/// The facts of a request's head, and of the connection that brought it.
+pub struct Head<'a> {
+    pub sender: Sender<'a>,
     /// Lower case, without port.
     pub host: &'a str,
     pub method: &'a str,
@@ -157,55 +164,66 @@ impl Policy {
     /// Identify, admit, entitle. What the partner may be charged for is known as soon as it is admitted, so that
     /// requests without a grant use up its rate as well.
     pub fn plan_head<'p>(&'p self, head: &Head) -> HeadPlan<'p> {
-        let mut plan = HeadPlan {
-            policy: self,
-            partner: None,
-            charges: [None; 5],
-            then: Err(Reason::NoRoute),
-            trail: Trail::default(),
-        };
-        plan.then = self.decide_head(head, &mut plan.partner, &mut plan.charges, &mut plan.trail);
+        self.plan(&head.sender, |plan| {
+            if !self.hosts.iter().any(|host| host == head.host) {
+                return Err(Reason::HostMismatch);
+            }
+            self.find_way(head, plan)
+        })
+    }
+
+    /// The plan for a head that was refused before policy could read it. Its sender is charged all the same: otherwise
+    /// malformed requests would be free.
+    pub fn plan_refused<'p>(&'p self, sender: &Sender, reason: Reason) -> HeadPlan<'p> {
+        self.plan(sender, |_| Err(reason))
+    }
+
+    fn plan<'p>(
+        &'p self,
+        sender: &Sender,
+        then: impl FnOnce(&mut HeadPlan<'p>) -> Result<Way<'p>, Reason>,
+    ) -> HeadPlan<'p> {
+        let trail = Trail::default();
+        let mut plan = HeadPlan { policy: self, partner: None, charges: [None; 5], then: Err(Reason::NoRoute), trail };
+        plan.then = self.admit(sender, &mut plan).and_then(|()| then(&mut plan));
         plan
     }
 
-    fn decide_head<'p>(
-        &'p self,
-        head: &Head,
-        known: &mut Option<PartnerId>,
-        charges: &mut [Option<Charge<'p>>; 5],
-        trail: &mut Trail,
-    ) -> Result<Way<'p>, Reason> {
-        if !self.hosts.iter().any(|host| host == head.host) {
-            return Err(Reason::HostMismatch);
-        }
-        let (id, identity) = self.identities.find(head.credential, head.now)?;
+    fn admit<'p>(&'p self, sender: &Sender, plan: &mut HeadPlan<'p>) -> Result<(), Reason> {
+        let (id, identity) = self.identities.find(sender.credential, sender.now)?;
         let partner = self.partner(id);
-        *known = Some(id);
-        trail.push(Note::Identified { partner: id, identity });
-
-        let network = admit::admit(partner, head.source, head.now)?;
-        trail.push(Note::Admitted { partner: id, network });
+        plan.partner = Some(id);
+        plan.trail.push(Note::Identified { partner: id, identity });
         let limits = &partner.limits;
-        charges[0] = Some(Charge::InFlight(limits.in_flight_max));
-        charges[1] = Some(Charge::RequestRate(limits.requests));
-        charges[2] = Some(Charge::SourceRate(head.source, limits.source));
+        // All that a stolen certificate can use up from elsewhere: the partner's own rate stays the partner's.
+        plan.charges[0] = Some(Charge::SourceRate(sender.source, limits.source));
 
-        if head.path.as_str() == WHOAMI_PATH && head.method == "GET" {
-            trail.push(Note::OwnRoute);
+        let network = admit::admit(partner, sender.source, sender.now)?;
+        plan.trail.push(Note::Admitted { partner: id, network });
+        plan.charges[1] = Some(Charge::InFlight(limits.in_flight_max));
+        plan.charges[2] = Some(Charge::RequestRate(limits.requests));
+        Ok(())
+    }
+
+    fn find_way<'p>(&'p self, head: &Head, plan: &mut HeadPlan<'p>) -> Result<Way<'p>, Reason> {
+        if head.path.as_str() == WHOAMI_PATH && matches!(head.method, "GET" | "HEAD") {
+            plan.trail.push(Note::OwnRoute);
             return Ok(Way::Own);
         }
+        let Some(id) = plan.partner else { return Err(Reason::IdentityUnknown) };
+        let partner = self.partner(id);
         let entitled = entitle::entitle(self, partner, head.host, head.method, head.path);
         let (grant, captures) = entitled.map_err(|(reason, route)| {
             if let Some(route) = route {
-                trail.push(Note::Ungranted { route });
+                plan.trail.push(Note::Ungranted { route });
             }
             reason
         })?;
         let at = partner.grants.iter().position(|other| std::ptr::eq(other, grant)).unwrap_or_default();
-        trail.push(Note::Entitled { partner: id, route: grant.route, grant: at as u16 });
+        plan.trail.push(Note::Entitled { partner: id, route: grant.route, grant: at as u16 });
         let route = &*self.route(grant.route).name;
-        charges[3] = grant.requests.map(|rate| Charge::RouteRate(route, rate));
-        charges[4] = grant.in_flight_max.map(|max| Charge::RouteInFlight(route, max));
+        plan.charges[3] = grant.requests.map(|rate| Charge::RouteRate(route, rate));
+        plan.charges[4] = grant.in_flight_max.map(|max| Charge::RouteInFlight(route, max));
         Ok(Way::Granted { grant, captures })
     }
 }
@@ -219,6 +237,11 @@ impl<'p> HeadPlan<'p> {
     /// What has to be paid, as one group, whatever the verdict is.
     pub fn charges(&self) -> impl Iterator<Item = Charge<'p>> + Clone {
         self.charges.into_iter().flatten()
+    }
+
+    /// A refusal for a reason that lies outside of policy, and is not charged.
+    pub fn refuse(self, reason: Reason, retry_after: Duration) -> Denial {
+        deny(reason, Some(retry_after), self.trail)
     }
 
     pub fn settle(mut self, receipt: Receipt) -> Result<Admission<'p>, Denial> {

@@ -53,6 +53,8 @@ pub struct PassRoute {
     pub answer_bytes_max: u64,
     /// Declared query parameters.
     pub parameters: Vec<Field>,
+    /// Headers that it lets through besides content negotiation; lower case.
+    pub headers: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -141,13 +143,22 @@ impl Pattern {
         Ok(Pattern { segments })
     }
 
+    /// The names of the captures, in order.
+    pub fn captures(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Capture(name) => Some(name.as_str()),
+            Segment::Exact(_) | Segment::Rest => None,
+        })
+    }
+
+    /// Whether it ends in `**`.
+    pub fn is_open(&self) -> bool {
+        self.segments.last() == Some(&Segment::Rest)
+    }
+
     /// Position of a capture by name.
     pub fn capture(&self, name: &str) -> Option<usize> {
-        let captures = self.segments.iter().filter_map(|segment| match segment {
-            Segment::Capture(name) => Some(name),
-            _ => None,
-        });
-        captures.into_iter().position(|capture| capture == name)
+        self.captures().position(|capture| capture == name)
     }
 
     fn matches(&self, path: &CanonicalPath) -> Option<Captures> {
@@ -268,7 +279,12 @@ mod tests {
             methods: methods.iter().map(|method| method.to_string()).collect(),
             hosts: hosts.iter().map(|host| host.to_string()).collect(),
             pattern: Pattern::parse(pattern).expect(pattern),
-            kind: RouteKind::Pass(PassRoute { body_bytes_max: 0, answer_bytes_max: 0, parameters: Vec::new() }),
+            kind: RouteKind::Pass(PassRoute {
+                body_bytes_max: 0,
+                answer_bytes_max: 0,
+                parameters: Vec::new(),
+                headers: Vec::new(),
+            }),
             place: Place { file: "test".into(), line: 1 },
         }
     }

@@ -222,6 +222,12 @@ impl Values {
         self.0.get(index)?.as_ref()?.as_text()
     }
 
+    /// The values that are there, but for one.
+    pub fn others(&self, but: Option<usize>) -> impl Iterator<Item = &Scalar> {
+        let values = self.0.iter().enumerate().filter(move |(at, _)| Some(*at) != but);
+        values.filter_map(|(_, value)| value.as_ref())
+    }
+
     /// Puts the canonical form in the place of what was received.
     pub fn set_text(&mut self, index: usize, text: &str) {
         if let Some(value) = self.0.get_mut(index) {

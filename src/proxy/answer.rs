@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::headers::DECISION_ID;
 use super::paced::{Fault, Paced};
 use super::upstream::Lease;
+use crate::gateway::Gateway;
 use crate::policy::Denial;
 use crate::policy::reason::{Reason, Retry};
 use crate::state::Hold;
@@ -29,42 +31,68 @@ pub struct Remains(Weak<RefCell<Slot>>);
 
 enum Slot {
     Empty,
-    Whole { bytes: Bytes, _hold: Option<Hold> },
-    Streamed { paced: Paced, lease: Option<Lease>, _hold: Hold },
+    Whole { bytes: Bytes, _held: Option<Held> },
+    Streamed { paced: Paced, lease: Option<Lease>, held: Held },
     Expired,
 }
+
+/// What an answer keeps until its last byte is on its way: its place in flight, and who is to be told if it is cut short.
+pub struct Held {
+    _hold: Hold,
+    gateway: Arc<Gateway>,
+    route: Arc<str>,
+    complete: bool,
+}
+
+/// Most of a whole body that is handed over at once. HTTP/2 takes what it is given and keeps it while the peer does not
+/// read, so a larger piece would escape the deadline and the cap on requests in flight.
+const PIECE_BYTES_MAX: usize = 16 << 10;
 
 impl Body {
     pub fn empty() -> Body {
         Body(Rc::new(RefCell::new(Slot::Empty)))
     }
 
-    /// `hold` counts as in flight until the bytes are on their way.
-    pub fn whole(bytes: Bytes, hold: Option<Hold>) -> Body {
-        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, _hold: hold } };
+    /// `held` counts as in flight until the bytes are on their way.
+    pub fn whole(bytes: Bytes, mut held: Option<Held>) -> Body {
+        if let Some(held) = &mut held {
+            // Nothing can go wrong with it any more that the backend or the deadline would be to blame for.
+            held.complete = true;
+        }
+        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, _held: held } };
         Body(Rc::new(RefCell::new(slot)))
     }
 
     /// The backend connection is given back when the body was read to its end.
-    pub fn streamed(paced: Paced, lease: Lease, hold: Hold) -> Body {
-        let slot = Slot::Streamed { paced, lease: Some(lease), _hold: hold };
-        if let Slot::Streamed { paced, .. } = &slot
-            && paced.is_end_stream()
-        {
-            return Body::ended(slot);
+    pub fn streamed(paced: Paced, lease: Lease, mut held: Held) -> Body {
+        if paced.is_end_stream() {
+            held.complete = true;
+            lease.give_back();
+            return Body::empty();
         }
-        Body(Rc::new(RefCell::new(slot)))
+        Body(Rc::new(RefCell::new(Slot::Streamed { paced, lease: Some(lease), held })))
     }
 
     pub fn remains(&self) -> Remains {
         Remains(Rc::downgrade(&self.0))
     }
+}
 
-    fn ended(slot: Slot) -> Body {
-        if let Slot::Streamed { lease: Some(lease), .. } = slot {
-            lease.give_back();
+impl Held {
+    pub fn new(hold: Hold, gateway: Arc<Gateway>, route: Arc<str>) -> Held {
+        Held { _hold: hold, gateway, route, complete: false }
+    }
+
+    fn cut(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.complete, true) {
+            self.gateway.metrics.answer_cut(&self.route, reason);
         }
-        Body::empty()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.cut("partner-gone");
     }
 }
 
@@ -75,9 +103,10 @@ impl Remains {
     }
 
     pub fn expire(&self) {
-        if let Some(slot) = self.0.upgrade() {
-            let held = slot.replace(Slot::Expired);
-            drop(held);
+        if let Some(slot) = self.0.upgrade()
+            && let Slot::Streamed { mut held, .. } = slot.replace(Slot::Expired)
+        {
+            held.cut("deadline");
         }
     }
 }
@@ -92,24 +121,30 @@ impl hyper::body::Body for Body {
             Slot::Empty => Poll::Ready(None),
             Slot::Expired => Poll::Ready(Some(Err(Fault::TooSlow))),
             Slot::Whole { bytes, .. } => {
-                let bytes = std::mem::take(bytes);
-                *slot = Slot::Empty;
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
+                let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
+                if bytes.is_empty() {
+                    *slot = Slot::Empty;
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
             }
-            Slot::Streamed { paced, lease, .. } => {
+            Slot::Streamed { paced, lease, held } => {
                 let piece = std::task::ready!(paced.poll_piece(cx));
-                if (piece.is_none() || paced.is_end_stream())
-                    && let Some(lease) = lease.take()
-                {
-                    lease.give_back();
+                // The end may be known with the last piece: HTTP/1 does not ask again after a length is reached.
+                if matches!(piece, None | Some(Ok(_))) && paced.is_end_stream() {
+                    held.complete = true;
+                    if let Some(lease) = lease.take() {
+                        lease.give_back();
+                    }
                 }
                 match piece {
                     Some(Ok(piece)) => Poll::Ready(Some(Ok(Frame::data(piece)))),
                     Some(Err(fault)) => {
+                        held.cut(fault.code());
                         *slot = Slot::Expired;
                         Poll::Ready(Some(Err(fault)))
                     }
                     None => {
+                        held.complete = true;
                         *slot = Slot::Empty;
                         Poll::Ready(None)
                     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_rustls::server::TlsStream;
 
@@ -47,12 +48,17 @@ pub struct Peer {
     requests: Cell<u32>,
     ever: Cell<bool>,
     idle_since: Cell<Instant>,
-    /// HTTP/2 bodies that the peer may stop reading without anybody noticing.
-    watched: Option<RefCell<Vec<(Instant, Remains)>>>,
+    http2: bool,
+    /// Answers that the peer may stop reading without anybody noticing.
+    watched: RefCell<Vec<(Instant, Remains)>>,
+    /// Told when the connection is to end after the answers that are under way.
+    leave: Notify,
 }
 
 /// How often a connection is looked after: timeouts are exact to this.
 const TICK: Duration = Duration::from_secs(1);
+/// Finished answers are forgotten each tick, and when there are this many.
+const WATCHED_MAX: usize = 256;
 
 /// Serves a connection to its end.
 pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Client>, worker: Rc<Worker>) {
@@ -92,7 +98,9 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         requests: Cell::new(0),
         ever: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
-        watched: http2.then(RefCell::default),
+        http2,
+        watched: RefCell::default(),
+        leave: Notify::new(),
     });
     let service = service_fn({
         let peer = peer.clone();
@@ -107,10 +115,11 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(http.streams_max)
-            .max_header_list_size(http.head_bytes_max as u32)
+            // Intake refuses what is over the limit, with a decision; this only bounds what is decoded.
+            .max_header_list_size(2 * http.head_bytes_max as u32 + (4 << 10))
             .max_pending_accept_reset_streams(http.resets_max)
             .max_local_error_reset_streams(http.resets_max)
-            .max_send_buf_size(256 << 10)
+            .max_send_buf_size(64 << 10)
             .keep_alive_interval(http.idle_timeout)
             .keep_alive_timeout(http.head_timeout);
         look_after(pin!(builder.serve_connection(io, service)), &peer, http).await;
@@ -160,29 +169,36 @@ where
 async fn look_after<C: Graceful>(mut connection: Pin<&mut C>, peer: &Peer, http: &Http) {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut leaving = false;
+    let mut leaving: Option<Instant> = None;
     loop {
+        let mut leave = peer.gateway().is_draining();
         tokio::select! {
             biased;
             // Errors of a connection are the peer's; what mattered about its requests was recorded with them.
             _ = connection.as_mut() => return,
+            () = peer.leave.notified() => leave = true,
             _ = tick.tick() => {}
         }
-        peer.expire_bodies();
+        peer.expire_answers();
         match peer.silence(http) {
             Silence::Late(reason) => {
                 peer.gateway().metrics.connection_cut(reason);
                 return;
             }
-            Silence::Idle if !leaving => {
-                leaving = true;
+            Silence::Idle => leave = true,
+            Silence::No => {}
+        }
+        match leaving {
+            None if leave => {
+                leaving = Some(Instant::now());
                 connection.as_mut().shut_down();
             }
-            Silence::Idle | Silence::No => {}
-        }
-        if peer.gateway().is_draining() && !leaving {
-            leaving = true;
-            connection.as_mut().shut_down();
+            // Answers under way had their deadline; a peer that still holds the connection open gets no more.
+            Some(since) if since.elapsed() > http.request_timeout => {
+                peer.gateway().metrics.connection_cut("leave-timeout");
+                return;
+            }
+            _ => {}
         }
     }
 }
@@ -214,7 +230,7 @@ impl Peer {
             server_name: self.server_name.as_deref(),
             violation: self.wire.violation(),
             fields_max: settings.http.fields_max,
-            target_bytes_max: settings.http.target_bytes_max,
+            head_bytes_max: settings.http.head_bytes_max,
         }
     }
 
@@ -247,8 +263,11 @@ impl Peer {
                 | Reason::CertificateExpired
                 | Reason::ConnectionsPartner
         );
-        // HTTP/2 has no such header (RFC 9113 section 8.2.2); its connections end by GOAWAY.
-        unsafe_to_go_on && self.watched.is_none()
+        if unsafe_to_go_on && self.http2 {
+            // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY.
+            self.leave.notify_one();
+        }
+        unsafe_to_go_on && !self.http2
     }
 
     pub fn begins(&self) {
@@ -263,21 +282,23 @@ impl Peer {
 
     /// Sees to it that an answer which the peer does not read is given up at the request's deadline.
     pub fn watch(&self, body: &Body, deadline: Instant) {
-        if let Some(watched) = &self.watched {
-            watched.borrow_mut().push((deadline, body.remains()));
+        let mut watched = self.watched.borrow_mut();
+        if watched.len() >= WATCHED_MAX {
+            watched.retain(|(_, remains)| !remains.gone());
         }
+        watched.push((deadline, body.remains()));
     }
 
-    fn expire_bodies(&self) {
-        let Some(watched) = &self.watched else { return };
+    fn expire_answers(&self) {
         let now = Instant::now();
-        watched.borrow_mut().retain(|(deadline, remains)| {
+        let mut watched = self.watched.borrow_mut();
+        watched.retain(|(deadline, remains)| {
             if *deadline <= now {
                 remains.expire();
             }
             *deadline > now && !remains.gone()
         });
-        if !watched.borrow().is_empty() {
+        if !watched.is_empty() {
             self.idle_since.set(now);
         }
     }
@@ -290,8 +311,7 @@ impl Peer {
             return Silence::Late("head-timeout");
         }
         let idle = self.requests.get() == 0 && now - self.idle_since.get() > http.idle_timeout;
-        // HTTP/1 bodies that are still being sent keep the connection: writes have their own rate to keep.
-        if idle && self.watched.is_some() { Silence::Idle } else { Silence::No }
+        if idle { Silence::Idle } else { Silence::No }
     }
 }
 
@@ -304,7 +324,11 @@ fn limits(http: &Http) -> Limits {
             target_bytes_max: http.target_bytes_max,
             fields_max: http.fields_max,
         },
-        frames: FrameLimits { resets, ..FrameLimits::default() },
+        frames: FrameLimits {
+            resets,
+            header_block_bytes_max: 2 * http.head_bytes_max as u64,
+            ..FrameLimits::default()
+        },
         write_rate_min: rate,
         write_grace: http.rate_grace,
     }

@@ -8,14 +8,13 @@ use hyper::header::{self, HeaderValue};
 use hyper::{HeaderMap, Method, Response, StatusCode};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::answer::Body;
+use super::answer::{Body, Held};
 use super::forward::Answered;
 use super::headers;
 use super::paced::{Bounds, Fault, Paced};
 use crate::metrics::Outcome;
 use crate::policy::reason::Reason;
 use crate::policy::route::{LookupRoute, PassRoute, Route, RouteKind};
-use crate::state::Hold;
 
 /// An answer for the partner.
 pub struct Disclosure {
@@ -36,18 +35,18 @@ pub async fn disclose(
     route: &Route,
     method: &Method,
     answered: Answered,
-    hold: Hold,
+    held: Held,
     bounds: Bounds,
 ) -> Result<Disclosure, Withheld> {
     let before = answered.backend_time;
     let begun = Instant::now();
     match &route.kind {
-        RouteKind::Pass(declared) => match pass(declared, method, answered, hold, bounds) {
+        RouteKind::Pass(declared) => match pass(declared, method, answered, held, bounds) {
             Ok(response) => Ok(Disclosure { response, outcome: None, backend_time: before }),
             Err(reason) => Err(Withheld { reason, outcome: None, backend_time: before }),
         },
         RouteKind::Lookup(declared) => {
-            let disclosed = lookup(declared, method, answered, hold, bounds).await;
+            let disclosed = lookup(declared, method, answered, held, bounds).await;
             let backend_time = before + begun.elapsed();
             match disclosed {
                 Ok((response, outcome)) => Ok(Disclosure { response, outcome: Some(outcome), backend_time }),
@@ -65,7 +64,7 @@ fn pass(
     declared: &PassRoute,
     method: &Method,
     answered: Answered,
-    hold: Hold,
+    held: Held,
     bounds: Bounds,
 ) -> Result<Response<Body>, Reason> {
     let Answered { response, lease, .. } = answered;
@@ -74,20 +73,24 @@ fn pass(
         return Err(Reason::BackendError);
     }
     headers::strip_response(&mut parts.headers);
+    // A relative reference is the gateway's; an absolute one would name the backend.
+    if parts.headers.get(header::LOCATION).is_some_and(|location| !location.as_bytes().starts_with(b"/")) {
+        parts.headers.remove(header::LOCATION);
+    }
     if method != Method::HEAD {
         // hyper says the length of what is really sent.
         parts.headers.remove(header::CONTENT_LENGTH);
     }
     let bounds = Bounds { bytes_max: declared.answer_bytes_max, ..bounds };
     let paced = Paced::new(incoming, bounds).map_err(|fault| fault_reason(&fault))?;
-    Ok(Response::from_parts(parts, Body::streamed(paced, lease, hold)))
+    Ok(Response::from_parts(parts, Body::streamed(paced, lease, held)))
 }
 
 async fn lookup(
     declared: &LookupRoute,
     method: &Method,
     answered: Answered,
-    hold: Hold,
+    held: Held,
     bounds: Bounds,
 ) -> Result<(Response<Body>, Outcome), Reason> {
     let Answered { response, lease, .. } = answered;
@@ -115,9 +118,9 @@ async fn lookup(
             if people == 0 {
                 return Err(Reason::NoMatch);
             }
-            (Body::whole(bytes, Some(hold)), Outcome::Hit { people })
+            (Body::whole(bytes, Some(held)), Outcome::Hit { people })
         }
-        _ => (Body::streamed(paced(incoming)?, lease, hold), Outcome::Hit { people: 1 }),
+        _ => (Body::streamed(paced(incoming)?, lease, held), Outcome::Hit { people: 1 }),
     };
     let mut response = Response::new(body);
     *response.headers_mut() = fields;

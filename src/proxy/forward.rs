@@ -1,10 +1,11 @@
 //! Takes a permitted request to its backend. Needs the permit by value: one permit, one request.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::answer::sign;
@@ -21,7 +22,7 @@ use crate::policy::route::{Location, RouteKind};
 pub enum Payload {
     /// Written anew from what was parsed; no header of the partner goes with it.
     Lookup(Box<Lookup>),
-    /// The partner's own headers (less those of this hop and all identity) and body, and a target written anew.
+    /// Those of the partner's headers that the route lets through, its body, and a target written anew.
     Pass { target: String, headers: HeaderMap, nominated: Vec<String>, body: Incoming },
 }
 
@@ -37,6 +38,8 @@ pub struct Answered {
     pub response: Response<Incoming>,
     pub lease: Lease,
     pub backend_time: Duration,
+    /// Time in which the partner's body was still coming.
+    pub upload_time: Duration,
 }
 
 /// One request on its way.
@@ -66,8 +69,8 @@ pub async fn forward(
             (lookup.target, fields, body)
         }
         Payload::Pass { target, headers: mut fields, nominated, body } => {
-            headers::strip_request(&mut fields, &nominated);
             let RouteKind::Pass(declared) = &route.kind else { return Err(Reason::Internal) };
+            headers::strip_request(&mut fields, &nominated, &declared.headers);
             let body = if body.is_end_stream() {
                 Outgoing::Empty
             } else {
@@ -90,7 +93,9 @@ pub async fn forward(
     if response.status().is_informational() {
         return Err(Reason::BackendProtocol);
     }
-    Ok(Answered { response, lease, backend_time: begun.elapsed() })
+    let total = begun.elapsed();
+    let upload_time = lease.sent_at().map_or(Duration::ZERO, |at| at.duration_since(begun)).min(total);
+    Ok(Answered { response, lease, backend_time: total - upload_time, upload_time })
 }
 
 fn lookup_headers(permit: &Permit, lookup: &Lookup) -> HeaderMap {

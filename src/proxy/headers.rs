@@ -7,6 +7,7 @@ use hyper::HeaderMap;
 use hyper::header::{self, HeaderName, HeaderValue};
 use uuid::Uuid;
 
+use crate::policy::fields::{is_hop_by_hop, is_identity, passes};
 use crate::policy::reason::Reason;
 
 pub const DECISION_ID: HeaderName = HeaderName::from_static("x-decision-id");
@@ -41,17 +42,17 @@ pub fn nominated(headers: &HeaderMap) -> Result<Vec<String>, Reason> {
     Ok(names)
 }
 
-/// Removes everything that is for this hop, or that only the gateway may say.
-pub fn strip_request(headers: &mut HeaderMap, nominated: &[String]) {
+/// Keeps what a pass route lets through: the fields of content negotiation and those that the route declares.
+pub fn strip_request(headers: &mut HeaderMap, nominated: &[String], declared: &[String]) {
     strip(headers, |name| {
-        is_hop_by_hop(name)
+        !(passes(name) || declared.iter().any(|declared| declared == name))
+            || is_hop_by_hop(name)
             || is_identity(name)
-            || matches!(name, "host" | "content-length" | "expect" | "max-forwards")
             || nominated.iter().any(|nominated| nominated == name)
     });
 }
 
-/// Likewise for a backend's answer, which must not speak for the gateway either.
+/// Removes what is for this hop from a backend's answer, and what would speak for the gateway.
 pub fn strip_response(headers: &mut HeaderMap) {
     let nominated: Vec<String> = headers
         .get_all(header::CONNECTION)
@@ -75,74 +76,7 @@ fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-authentication-info"
-    )
-}
-
-/// Fields by which some backend or proxy learns who is calling, for whom, from where, or what to call instead. Names
-/// count with `_` for `-` too: CGI-style backends cannot tell the two apart.
-pub fn is_identity(name: &str) -> bool {
-    let dashed;
-    let name = if name.contains('_') {
-        dashed = name.replace('_', "-");
-        dashed.as_str()
-    } else {
-        name
-    };
-    const PREFIXES: [&str; 14] = [
-        "x-forwarded",
-        "x-client-",
-        "client-cert",
-        "x-ssl-",
-        "ssl-client",
-        "x-partner",
-        "x-original-",
-        "x-rewrite-",
-        "x-envoy-",
-        "x-amzn-mtls-",
-        "x-dwarpal",
-        "cf-",
-        "x-arr-clientcert",
-        "x-tls-",
-    ];
-    const NAMES: [&str; 19] = [
-        "forwarded",
-        "x-real-ip",
-        "x-actor",
-        "x-purpose",
-        "x-decision-id",
-        "true-client-ip",
-        "x-cluster-client-ip",
-        "x-originating-ip",
-        "x-remote-ip",
-        "x-remote-addr",
-        "remote-user",
-        "x-remote-user",
-        "via",
-        "traceparent",
-        "tracestate",
-        "baggage",
-        "x-http-method-override",
-        "x-method-override",
-        "x-http-method",
-    ];
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
-}
-
-/// The trace id to go on with and the header for the next hop (W3C Trace Context). An invalid one starts a new trace.
+/// The header of the trace to go on with for the next hop (W3C Trace Context). An invalid one starts a new trace.
 pub struct Trace {
     pub id: [u8; 32],
     pub header: HeaderValue,
@@ -227,44 +161,6 @@ mod tests {
     }
 
     #[test]
-    fn identity_is_said_by_the_gateway_alone() {
-        for name in [
-            "x-partner",
-            "x_partner",
-            "x-partner-id",
-            "x-forwarded-for",
-            "x_forwarded_for",
-            "x-forwarded-client-cert",
-            "forwarded",
-            "client-cert",
-            "client_cert",
-            "client-cert-chain",
-            "x-client-dn",
-            "x-client-cert",
-            "x-ssl-client-s-dn",
-            "ssl_client_verify",
-            "x-real-ip",
-            "x_real_ip",
-            "x-actor",
-            "x-purpose",
-            "x-decision-id",
-            "x-original-url",
-            "x-rewrite-url",
-            "x-http-method-override",
-            "true-client-ip",
-            "traceparent",
-            "tracestate",
-            "baggage",
-            "via",
-        ] {
-            assert!(is_identity(name), "{name}");
-        }
-        for name in ["accept", "content-type", "user-agent", "x-request-id", "authorization", "x-case"] {
-            assert!(!is_identity(name), "{name}");
-        }
-    }
-
-    #[test]
     fn connection_cannot_nominate_what_is_relied_on() {
         for value in ["x-partner", "close, X-Forwarded-For", "client_cert", "Host", "keep-alive,content-length"] {
             assert_eq!(nominated(&headers(&[("connection", value)])), Err(Reason::MalformedRequest), "{value}");
@@ -287,9 +183,13 @@ mod tests {
             ("accept", "*/*"),
             ("x_real_ip", "1.2.3.4"),
             ("proxy-authorization", "x"),
+            ("x-user", "root"),
+            ("x-case", "7"),
+            ("x-partner", "other"),
         ]);
-        strip_request(&mut request, &["x-mine".into()]);
-        assert_eq!(request, headers(&[("accept", "*/*")]));
+        let declared = ["x-case".to_owned(), "x-mine".to_owned(), "x-partner".to_owned()];
+        strip_request(&mut request, &["x-mine".into()], &declared);
+        assert_eq!(request, headers(&[("accept", "*/*"), ("x-case", "7")]));
         let mut answer = headers(&[
             ("connection", "x-hop"),
             ("x-hop", "1"),

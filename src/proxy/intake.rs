@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use hyper::body::Incoming;
 use hyper::header;
+use hyper::http::uri::Scheme;
 use hyper::{HeaderMap, Method, Request, Version};
 
 use super::headers;
 use super::wire::Violation;
 use super::wire::http1::REFUSED_METHOD;
-use crate::policy::head::{host_of, method_allowed};
+use crate::policy::head::{fields_allowed, host_of, method_allowed};
 use crate::policy::lookup::HeaderValue;
 use crate::policy::reason::Reason;
 
@@ -18,8 +19,6 @@ pub struct Intake {
     pub method: Method,
     /// Lower case, without port.
     pub host: String,
-    /// Origin form.
-    pub target: String,
     pub headers: HeaderMap,
     /// Names that `Connection` nominates.
     pub nominated: Vec<String>,
@@ -33,10 +32,12 @@ pub struct Line<'a> {
     /// What the wire found wrong with the current message.
     pub violation: Option<Violation>,
     pub fields_max: usize,
-    pub target_bytes_max: usize,
+    /// Names, values and 32 bytes a field (RFC 9113 section 6.5.2).
+    pub head_bytes_max: usize,
 }
 
-pub fn intake(request: Request<Incoming>, line: &Line) -> Result<Intake, Reason> {
+/// The intake, and the target in origin form.
+pub fn intake(request: Request<Incoming>, line: &Line) -> Result<(Intake, String), Reason> {
     let (parts, body) = request.into_parts();
     if parts.method.as_str() == REFUSED_METHOD {
         return Err(line.violation.map_or(Reason::MalformedRequest, violation_reason));
@@ -46,24 +47,22 @@ pub fn intake(request: Request<Incoming>, line: &Line) -> Result<Intake, Reason>
     if fields.len() > line.fields_max {
         return Err(Reason::HeadTooLarge);
     }
-    if fields.contains_key(header::UPGRADE) {
-        return Err(Reason::UpgradeRefused);
+    let size: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+    if size > line.head_bytes_max {
+        return Err(Reason::HeadTooLarge);
     }
+    fields_allowed(|name| single(fields, name))?;
     let nominated = headers::nominated(fields)?;
-    let mut expectations = fields.get_all(header::EXPECT).iter();
-    if expectations.any(|expectation| !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Reason::ExpectationRefused);
+    if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
+        return Err(Reason::MalformedRequest);
     }
     let host = host(&parts.uri, fields, parts.version)?;
     if line.server_name.is_some_and(|name| name != host) {
         return Err(Reason::HostMismatch);
     }
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    if target.len() > line.target_bytes_max {
-        return Err(Reason::HeadTooLarge);
-    }
     let (target, host) = (target.to_owned(), host.into_owned());
-    Ok(Intake { method: parts.method, host, target, headers: parts.headers, nominated, body })
+    Ok((Intake { method: parts.method, host, headers: parts.headers, nominated, body }, target))
 }
 
 /// The one host of a request. HTTP/2 says it in `:authority`; a `Host` beside it has to agree (RFC 9113 section 8.3.1).

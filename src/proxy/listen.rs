@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -156,8 +157,12 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
         match accepted {
             Ok((stream, address)) => {
                 let gateway = &worker.gateway;
-                if let Err(reason) = admit(stream, canonical(address.ip()), worker) {
+                let source = canonical(address.ip());
+                if let Err(reason) = admit(stream, source, worker) {
                     gateway.metrics.connection_refused(reason);
+                    gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+                        tracing::info!(%source, reason, unlogged, "connection refused");
+                    });
                 }
             }
             Err(error) => {
@@ -213,8 +218,8 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
         gateway.metrics.handshake(Refusal::Other.code());
         return;
     };
-    let accepted = timeout(settings.handshake_timeout, TlsAcceptor::from(config).accept(stream)).await;
-    let refusal = match accepted {
+    let accept = TlsAcceptor::from(config).accept(stream).into_fallible();
+    let refusal = match timeout(settings.handshake_timeout, accept).await {
         Ok(Ok(stream)) => match attempt.client() {
             Some(client) => {
                 gateway.metrics.handshake("ok");
@@ -225,14 +230,17 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
             }
             None => Refusal::CertificateMissing,
         },
-        Ok(Err(error)) => attempt.refusal(&error),
+        Ok(Err((error, stream))) => {
+            linger(stream).await;
+            attempt.refusal(&error)
+        }
         Err(_) => Refusal::Timeout,
     };
     gateway.metrics.handshake(refusal.code());
     let presented = attempt.presented();
     let presented = presented.as_ref();
     // Anybody in an allowed network can fail handshakes as fast as it likes: the log has its own limit.
-    gateway.handshake_lines.note(gateway.clock.now(), |unlogged| {
+    gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
         tracing::info!(
             %source,
             reason = refusal.code(),
@@ -244,6 +252,25 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
         );
     });
 }
+
+/// Sees to it that the alert arrives. A client that has sent its request already would have its connection reset by bytes
+/// that nobody read, and would not learn why it was refused.
+async fn linger(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let mut rest = [0; 4_096];
+    let drained = async {
+        for _ in 0..LINGER_READS_MAX {
+            if !matches!(stream.read(&mut rest).await, Ok(1..)) {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LINGER_TIMEOUT, drained).await;
+}
+
+/// How long, and for how many reads, a refused client may go on sending.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const LINGER_READS_MAX: usize = 16;
 
 /// One handshake in flight.
 struct Shaking<'a> {

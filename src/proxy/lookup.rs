@@ -16,11 +16,12 @@ pub async fn read(
     declared: &LookupRoute,
     route: &Route,
     intake: Intake,
+    target: &Target<'_>,
     captures: &Captures,
     key: &EpochKey,
     bounds: Bounds,
 ) -> Result<Lookup, Reason> {
-    let Intake { target, headers, body, .. } = intake;
+    let Intake { headers, body, .. } = intake;
     let header = |name: &str| single(&headers, name);
     let body = match &declared.body {
         None if body.is_end_stream() => None,
@@ -32,7 +33,6 @@ pub async fn read(
             Some(paced.collect().await.map_err(|fault| body_fault(&fault))?)
         }
     };
-    let target = Target::parse(&target)?;
     let body = body.as_deref().unwrap_or_default();
     let asked = Asked { path: &target.path, captures, query: target.query, header: &header, body };
     lookup::read(declared, route, &asked, key)

@@ -17,19 +17,22 @@ pub mod whoami;
 pub mod wire;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
+use tokio::time::Instant;
 
 use crate::policy::head::Target;
 use crate::policy::lookup::pass_target;
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteKind;
-use crate::policy::{Denial, Head};
+use crate::policy::{Denial, Head, Sender};
 use crate::snapshot::Snapshot;
-use answer::Body;
+use answer::{Body, Held};
 use connection::Peer;
 use forward::{Errand, Payload};
+use intake::Intake;
 use record::Record;
 
 /// Answers one request: with the backend's answer, the gateway's own, or a refusal. Always with a decision id.
@@ -62,45 +65,49 @@ async fn exchange(
     let gateway = peer.gateway();
     let bounds = peer.bounds(settings, record.deadline);
 
-    // Intake: one reading of the head.
-    let intake = intake::intake(request, &peer.line(settings)).map_err(Denial::outright)?;
-    let target = Target::parse(&intake.target).map_err(Denial::outright)?;
-
-    // Identify, admit, entitle; then charge the request, before a byte of its body is read.
-    let head = Head {
-        now: record.now,
-        source: peer.source,
-        credential: &peer.client.credential,
-        host: &intake.host,
-        method: intake.method.as_str(),
-        path: &target.path,
+    // Intake: one reading of the head. Then identify, admit, entitle.
+    let sender = Sender { now: record.now, source: peer.source, credential: &peer.client.credential };
+    let (intake, text) = match intake::intake(request, &peer.line(settings)) {
+        Ok((intake, text)) => (Ok(intake), text),
+        Err(reason) => (Err(reason), String::new()),
     };
-    let plan = snapshot.policy.plan_head(&head);
+    let target = Target::parse(&text, settings.http.target_bytes_max);
+    let plan = match (&intake, &target) {
+        (Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
+            snapshot.policy.plan_head(&Head { sender, host, method: method.as_str(), path })
+        }
+        (Err(reason), _) | (_, Err(reason)) => snapshot.policy.plan_refused(&sender, *reason),
+    };
+    if let Some(reason) = peer.over_capacity() {
+        return Err(plan.refuse(reason, Duration::from_secs(1)));
+    }
+
+    // Charge the request, before a byte of its body is read.
     let (receipt, hold) = gateway.charge(snapshot, plan.partner(), plan.charges(), record.now);
     let admission = plan.settle(receipt)?;
     record.admitted(snapshot, admission.trail());
-    if let Some(reason) = peer.over_capacity() {
-        return Err(Denial::after(admission.trail(), reason));
-    }
     let Some(route) = admission.route() else { return Ok(whoami::answer(admission, snapshot, peer)) };
 
     // Lookup: who is asked for. Then charge the person.
+    let (Ok(intake), Ok(target)) = (intake, target) else {
+        return Err(Denial::after(admission.trail(), Reason::Internal));
+    };
     let (method, host) = (intake.method.clone(), intake.host.clone());
     let (plan, payload) = match &route.kind {
         RouteKind::Pass(declared) => {
             let passed = pass_target(&declared.parameters, &target.path, target.query);
             let plan = admission.plan_pass(passed.as_ref().map(|_| ()).map_err(|reason| *reason));
             let payload = passed.map(|target| {
-                let intake::Intake { headers, nominated, body, .. } = intake;
+                let Intake { headers, nominated, body, .. } = intake;
                 Payload::Pass { target, headers, nominated, body }
             });
             (plan, payload)
         }
         RouteKind::Lookup(declared) => {
             let captures = admission.captures().to_vec();
-            drop(target);
-            let read =
-                record.reading(lookup::read(declared, route, intake, &captures, gateway.epoch_key(), bounds)).await;
+            let key = gateway.epoch_key();
+            let read = lookup::read(declared, route, intake, &target, &captures, key, bounds);
+            let read = record.reading(read).await;
             record.looked_up(declared.kind, &read);
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
@@ -115,12 +122,15 @@ async fn exchange(
     // Forward, and disclose what comes back.
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
     let errand = Errand { method: method.clone(), host: &host, caller, decision, trace, bounds };
+    let asked = Instant::now();
     let answered = forward::forward(permit, payload, errand, settings, peer.pools()).await;
     let answered = answered.map_err(|reason| {
-        record.withheld(reason);
+        record.withheld(reason, asked.elapsed());
         denied(reason)
     })?;
-    let disclosure = disclose::disclose(route, &method, answered, hold, bounds).await;
+    record.uploaded(answered.upload_time);
+    let held = Held::new(hold, gateway.clone(), route.name.clone());
+    let disclosure = disclose::disclose(route, &method, answered, held, bounds).await;
     let disclosure = disclosure.map_err(|withheld| {
         record.backend(withheld.outcome, withheld.backend_time);
         denied(withheld.reason)

@@ -108,6 +108,17 @@ impl Paced {
     }
 }
 
+impl Fault {
+    /// For metrics.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Fault::TooLarge => "too-large",
+            Fault::TooSlow => "too-slow",
+            Fault::Broken(_) => "broken",
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

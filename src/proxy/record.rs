@@ -101,12 +101,18 @@ impl Record {
         }
     }
 
-    /// The backend could not be asked, or did not answer.
-    pub fn withheld(&mut self, reason: Reason) {
+    /// The partner's body was passed on as it came.
+    pub fn uploaded(&mut self, time: Duration) {
+        self.upload += time;
+    }
+
+    /// The backend could not be asked, or did not answer, for so long.
+    pub fn withheld(&mut self, reason: Reason, time: Duration) {
         // A body that failed on its way is the partner's doing.
-        let backend = reason.row().proxy_error != "http_request_error";
-        if let (Some(kind), true) = (self.kind, backend) {
-            self.metrics().answer(self.partner_name(), kind.as_str(), Outcome::Error);
+        if matches!(reason, Reason::BodyTooLarge | Reason::BodyTimeout | Reason::BodyIncomplete) {
+            self.upload += time;
+        } else {
+            self.backend(self.kind.map(|_| Outcome::Error), time);
         }
     }
 
@@ -114,7 +120,6 @@ impl Record {
         self.end("allow", "none");
         tracing::debug!(
             decision = %self.decision,
-            trace = self.trace.id(),
             partner = self.partner_name(),
             route = self.route_name(),
             verdict = "allow",
@@ -138,15 +143,15 @@ impl Record {
         };
         self.end(verdict, reason.code());
         if verdict == "allow" {
-            tracing::debug!(decision = %self.decision, trace = self.trace.id(), partner = self.partner_name(), route = self.route_name(), verdict, reason = reason.code(), "request");
+            tracing::debug!(decision = %self.decision, partner = self.partner_name(), route = self.route_name(), verdict, reason = reason.code(), "request");
             return;
         }
         let peer = &self.peer;
         let violation = peer.violation(reason).map(|violation| violation.as_str());
-        peer.gateway().request_lines.note(self.now, |unlogged| {
+        let lines = snapshot.request_lines(self.partner_id());
+        lines.unwrap_or(&peer.gateway().request_lines).note(self.now, |unlogged| {
             tracing::info!(
                 decision = %self.decision,
-                trace = self.trace.id(),
                 partner = self.partner_name(),
                 route = self.route_name(),
                 source = %peer.source,

@@ -44,6 +44,8 @@ pub struct Trust {
 pub struct TrustedIssuer {
     pub name: Arc<str>,
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
+    /// When each of them expires: webpki takes an anchor as it is.
+    pub(crate) anchors_not_after: Vec<Timestamp>,
     /// Newest first: webpki believes the first list that covers a certificate.
     pub(crate) lists: Vec<RevocationList>,
     pub(crate) grace: Duration,
@@ -164,6 +166,8 @@ impl Trust {
         for issuer in &self.issuers {
             match issuer.verify(leaf, intermediates, self.algorithms(), now) {
                 Ok(()) => return Ok(issuer),
+                // Revoked is revoked, whatever a later issuer with the same CA and an older list would say.
+                Err(Refusal::CertificateRevoked) => return Err(Refusal::CertificateRevoked),
                 Err(Refusal::IssuerUnknown) => {}
                 Err(other) => refusal = other,
             }
@@ -187,7 +191,13 @@ impl TrustedIssuer {
         let in_force: Vec<&CertRevocationList> = self.in_force(now).collect();
         // webpki stops at the first list that covers a certificate. Any other list in force that names it counts as
         // well: lists may be split or arrive out of order, and being named in one is never an accident.
-        let unlisted = |path: &VerifiedPath| {
+        let acceptable = |path: &VerifiedPath| {
+            let anchor = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
+            let not_after = anchor.map_or(Timestamp::default(), |at| self.anchors_not_after[at]);
+            if not_after < Timestamp::from_unix_seconds(now.as_secs()) {
+                let not_after = UnixTime::since_unix_epoch(Duration::from_secs(not_after.unix_seconds()));
+                return Err(webpki::Error::CertExpired { time: now, not_after });
+            }
             if self.revocation != Revocation::Off && listed(path, self.revocation, &in_force) {
                 return Err(webpki::Error::CertRevoked);
             }
@@ -224,7 +234,7 @@ impl TrustedIssuer {
             now,
             KeyUsage::client_auth(),
             revocation,
-            Some(&unlisted),
+            Some(&acceptable),
         )
         .map(drop)
         .map_err(refusal_of)

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
@@ -15,6 +16,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::paced::{Fault, Paced};
@@ -32,21 +34,29 @@ type Destination = (Arc<str>, SocketAddr);
 
 struct Pool {
     idle: RefCell<VecDeque<Idle>>,
+    /// Requests under way. There are never more connections than that: a new one is made only when none is idle.
     places: Arc<Semaphore>,
+    idle_max: usize,
 }
 
 struct Idle {
-    sender: SendRequest<Outgoing>,
+    link: Link,
     since: Instant,
-    place: OwnedSemaphorePermit,
+}
+
+/// One connection. Dropping it ends its task, and with that the socket and whatever body it still holds: a backend that
+/// stops reading must not keep a partner's upload for ever.
+struct Link {
+    sender: SendRequest<Outgoing>,
+    task: AbortHandle,
 }
 
 /// A connection in use by one request. Dropping it closes the connection; [`Lease::give_back`] keeps it.
 pub struct Lease {
-    sender: SendRequest<Outgoing>,
+    link: Link,
     pool: Rc<Pool>,
-    place: OwnedSemaphorePermit,
     upload: Upload,
+    _place: OwnedSemaphorePermit,
 }
 
 /// The body that a backend gets.
@@ -79,7 +89,7 @@ enum Failure {
     Slow,
 }
 
-/// An idle connection pool holds at most this many; more are closed when they are given back.
+/// A pool keeps at most this many idle connections; more are closed when they are given back.
 const IDLE_MAX: usize = 128;
 
 impl Pools {
@@ -93,34 +103,26 @@ impl Pools {
         deadline: Instant,
     ) -> Result<(Response<Incoming>, Lease), Reason> {
         let pool = self.pool(backend);
-        let place = timeout(backend.connect_timeout, pool.places.clone().acquire_owned());
-        let mut place = match place.await {
-            Ok(Ok(place)) => Some(place),
-            Ok(Err(_)) | Err(_) => return Err(Reason::BackendBusy),
-        };
-        let reused = pool.take_idle(backend.idle_timeout).await;
-        let mut lease = match reused {
-            Some(idle) => Lease { sender: idle.sender, pool: pool.clone(), place: idle.place, upload: upload.clone() },
-            None => connect(&pool, backend, place.take(), upload.clone()).await?,
-        };
-        let pooled = place.is_some();
-        match lease.exchange(request, backend, deadline).await {
-            Ok(answer) => return Ok((answer, lease)),
-            Err(Failure::Unsent(unsent)) if pooled => request = *unsent,
-            Err(failure) => return Err(upload.reason(failure)),
+        let place = timeout(backend.connect_timeout, pool.places.clone().acquire_owned()).await;
+        let place = place.ok().and_then(Result::ok).ok_or(Reason::BackendBusy)?;
+        if let Some(link) = pool.take_idle(backend.idle_timeout).await {
+            let mut lease = Lease { link, pool: pool.clone(), upload: upload.clone(), _place: place };
+            match lease.exchange(request, backend, deadline).await {
+                Ok(answer) => return Ok((answer, lease)),
+                Err(Failure::Unsent(unsent)) => request = *unsent,
+                Err(failure) => return Err(upload.reason(failure)),
+            }
+            let Lease { _place: place, .. } = lease;
+            return pool.fresh(request, backend, upload, place, deadline).await;
         }
-        let mut lease = connect(&pool, backend, place, upload.clone()).await?;
-        match lease.exchange(request, backend, deadline).await {
-            Ok(answer) => Ok((answer, lease)),
-            Err(failure) => Err(upload.reason(failure)),
-        }
+        pool.fresh(request, backend, upload, place, deadline).await
     }
 
     fn pool(&self, backend: &Backend) -> Rc<Pool> {
         let mut pools = self.pools.borrow_mut();
         let new = || {
             let places = Arc::new(Semaphore::new(backend.connections_max));
-            Rc::new(Pool { idle: RefCell::default(), places })
+            Rc::new(Pool { idle: RefCell::default(), places, idle_max: IDLE_MAX.min(backend.connections_max) })
         };
         pools.entry((backend.name.clone(), backend.address)).or_insert_with(new).clone()
     }
@@ -128,38 +130,55 @@ impl Pools {
 
 impl Pool {
     /// The connection that was used last, so that a quiet pool shrinks.
-    async fn take_idle(&self, idle_timeout: std::time::Duration) -> Option<Idle> {
-        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() < idle_timeout && !idle.sender.is_closed());
+    async fn take_idle(&self, idle_timeout: Duration) -> Option<Link> {
+        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() < idle_timeout && !idle.link.sender.is_closed());
         loop {
-            let mut idle = self.idle.borrow_mut().pop_back()?;
-            if idle.sender.ready().await.is_ok() {
-                return Some(idle);
+            let Idle { mut link, .. } = self.idle.borrow_mut().pop_back()?;
+            if link.sender.ready().await.is_ok() {
+                return Some(link);
             }
+        }
+    }
+
+    /// Sends on a connection of its own.
+    async fn fresh(
+        self: Rc<Self>,
+        request: Request<Outgoing>,
+        backend: &Backend,
+        upload: Upload,
+        place: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Result<(Response<Incoming>, Lease), Reason> {
+        let link = connect(backend).await?;
+        let mut lease = Lease { link, pool: self, upload: upload.clone(), _place: place };
+        match lease.exchange(request, backend, deadline).await {
+            Ok(answer) => Ok((answer, lease)),
+            Err(failure) => Err(upload.reason(failure)),
         }
     }
 }
 
-async fn connect(
-    pool: &Rc<Pool>,
-    backend: &Backend,
-    place: Option<OwnedSemaphorePermit>,
-    upload: Upload,
-) -> Result<Lease, Reason> {
-    let place = place.ok_or(Reason::BackendBusy)?;
+async fn connect(backend: &Backend) -> Result<Link, Reason> {
     let stream = timeout(backend.connect_timeout, TcpStream::connect(backend.address)).await;
     let stream = stream.map_err(|_| Reason::BackendConnectTimeout)?.map_err(|_| Reason::BackendUnreachable)?;
     // Without it, small requests wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let mut builder = hyper::client::conn::http1::Builder::new();
     builder.max_buf_size(128 << 10);
-    let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(|_| Reason::BackendUnreachable)?;
-    tokio::task::spawn_local(async move {
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Reason::BackendUnreachable)?;
+    let task = tokio::task::spawn_local(async move {
         // Its errors reach the request that is waiting; an idle connection may end as it likes.
         let _ = connection.await;
     });
-    sender.ready().await.map_err(|_| Reason::BackendUnreachable)?;
-    Ok(Lease { sender, pool: pool.clone(), place, upload })
+    let mut link = Link { sender, task: task.abort_handle() };
+    link.sender.ready().await.map_err(|_| Reason::BackendUnreachable)?;
+    Ok(link)
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Lease {
@@ -169,7 +188,7 @@ impl Lease {
         backend: &Backend,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Failure> {
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        let mut answer = std::pin::pin!(self.link.sender.try_send_request(request));
         let begun = Instant::now();
         loop {
             // The backend's time runs from the end of the request; a slow upload is the partner's.
@@ -192,10 +211,19 @@ impl Lease {
 
     /// Keeps the connection for the next request. Call it only when the answer was read to its end.
     pub fn give_back(self) {
-        let clean = matches!(self.upload.progress.get(), Progress::Whole | Progress::Ended(_));
-        let mut idle = self.pool.idle.borrow_mut();
-        if clean && !self.sender.is_closed() && idle.len() < IDLE_MAX {
-            idle.push_back(Idle { sender: self.sender, since: Instant::now(), place: self.place });
+        let Lease { link, pool, upload, .. } = self;
+        let clean = matches!(upload.progress.get(), Progress::Whole | Progress::Ended(_));
+        let mut idle = pool.idle.borrow_mut();
+        if clean && !link.sender.is_closed() && idle.len() < pool.idle_max {
+            idle.push_back(Idle { link, since: Instant::now() });
+        }
+    }
+
+    /// When the request was sent whole, if its body was streamed.
+    pub fn sent_at(&self) -> Option<Instant> {
+        match self.upload.progress.get() {
+            Progress::Ended(at) => Some(at),
+            Progress::Whole | Progress::Streaming | Progress::Failed(_) => None,
         }
     }
 }
@@ -250,8 +278,9 @@ impl hyper::body::Body for Outgoing {
         let piece = std::task::ready!(paced.poll_piece(cx));
         match &piece {
             Some(Err(fault)) => upload.progress.set(Progress::Failed(body_fault(fault))),
-            None => upload.progress.set(Progress::Ended(Instant::now())),
-            Some(Ok(_)) => {}
+            // hyper does not ask for more than the announced length: the last byte is the end too.
+            Some(Ok(_)) if !paced.is_end_stream() => {}
+            Some(Ok(_)) | None => upload.progress.set(Progress::Ended(Instant::now())),
         }
         Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }

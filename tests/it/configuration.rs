@@ -322,6 +322,9 @@ fn without_partners_nobody_is_known_and_nothing_is_wrong() {
     let copy = Copy::new();
     fs::remove_dir_all(copy.directory().join("partners")).expect("it is there");
     fs::remove_dir_all(copy.directory().join("cases")).expect("it is there");
+    // A directory that is missing is rather a wrong path than a wish.
+    assert!(copy.load().is_err_and(|problems| problems[0].message.contains("no such directory")));
+    fs::create_dir(copy.directory().join("partners")).expect("it was removed");
     let config = copy.load().unwrap_or_else(|problems| panic!("{problems:#?}"));
     assert_eq!((config.policy.partners.len(), config.cases.len()), (0, 0));
 }

@@ -1,8 +1,18 @@
 //! What holds of the whole? One integration binary; these modules are its table of contents.
 
+/// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
+mod clients;
 /// The shipped configuration, and what a mistaken one is told.
 mod configuration;
+/// What reaches a backend that records every byte, and what comes back of what it answers.
+mod forwarding;
+/// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
+mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.
 mod properties;
 /// The edges of the house: who may import what, and what every file owes its reader.
 mod tidy;
+/// Certificates made by openssl: who gets in, who does not, and for what reason.
+mod tls;
+/// A whole gateway in one call.
+mod world;
