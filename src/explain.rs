@@ -98,9 +98,8 @@ fn decide(
                 HeaderValue::Absent if name == "content-type" => HeaderValue::Text("application/json"),
                 given => given,
             };
-            let captures = admission.captures().to_vec();
             let (path, query, body) = (&target.path, target.query, question.body.as_bytes());
-            let asked = Asked { path, captures: &captures, query, header: &header, body };
+            let asked = Asked { path, captures: admission.captures(), query, header: &header, body };
             let readable = match &declared.body {
                 None => Ok(()),
                 Some(_) if body.len() as u64 > declared.body_bytes_max => Err(Reason::BodyTooLarge),

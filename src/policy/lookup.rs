@@ -1,19 +1,20 @@
 //! Who is asked for, why and by whom? Reads a lookup from a request by what its route declares; no IO.
 
 use std::fmt;
+use std::ops::Range;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::path::CanonicalPath;
 use super::reason::Reason;
-use super::route::{Captures, Location, LookupRoute, Route, RouteKind};
+use super::route::{Location, LookupRoute, Route, RouteKind};
 use super::shape::{Field, Scalar};
 use crate::subject::{EpochKey, Invalid, Subject, Token, resembles_subject};
 
 /// The parts of a request that a lookup is read from.
 pub struct Asked<'a> {
     pub path: &'a CanonicalPath<'a>,
-    pub captures: &'a Captures,
+    pub captures: &'a [Range<usize>],
     pub query: Option<&'a str>,
     /// The value of a header by its lower-case name.
     pub header: &'a dyn Fn(&str) -> HeaderValue<'a>,
@@ -181,7 +182,7 @@ pub fn refusal(invalid: Invalid) -> Reason {
     }
 }
 
-fn captured(route: &Route, asked: &Asked, name: &str) -> Option<std::ops::Range<usize>> {
+fn captured(route: &Route, asked: &Asked, name: &str) -> Option<Range<usize>> {
     let at = route.pattern.capture(name)?;
     asked.captures.get(at).cloned()
 }

@@ -1,5 +1,7 @@
 //! Reads a lookup off the wire: the body, bounded in size and time, and then what the route declares of it.
 
+use std::ops::Range;
+
 use hyper::body::Body as _;
 
 use super::intake::{Intake, single};
@@ -8,7 +10,7 @@ use super::upstream::body_fault;
 use crate::policy::head::Target;
 use crate::policy::lookup::{self, Asked, Lookup};
 use crate::policy::reason::Reason;
-use crate::policy::route::{Captures, LookupRoute, Route};
+use crate::policy::route::{LookupRoute, Route};
 use crate::subject::EpochKey;
 
 /// `bounds` are those of the connection; the route's cap replaces theirs.
@@ -17,7 +19,7 @@ pub async fn read(
     route: &Route,
     intake: Intake,
     target: &Target<'_>,
-    captures: &Captures,
+    captures: &[Range<usize>],
     key: &EpochKey,
     bounds: Bounds,
 ) -> Result<Lookup, Reason> {

@@ -19,7 +19,7 @@ pub mod wire;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::time::Instant;
 
@@ -104,9 +104,8 @@ async fn exchange(
             (plan, payload)
         }
         RouteKind::Lookup(declared) => {
-            let captures = admission.captures().to_vec();
-            let key = gateway.epoch_key();
-            let read = lookup::read(declared, route, intake, &target, &captures, key, bounds);
+            let (captures, key) = (admission.captures(), gateway.epoch_key());
+            let read = lookup::read(declared, route, intake, &target, captures, key, bounds);
             let read = record.reading(read).await;
             record.looked_up(declared.kind, &read);
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
@@ -137,13 +136,4 @@ async fn exchange(
     })?;
     record.backend(disclosure.outcome, disclosure.backend_time);
     Ok(disclosure.response)
-}
-
-/// An answer of the gateway's own.
-fn json(document: &serde_json::Value) -> Response<Body> {
-    let mut response = Response::new(Body::whole(Bytes::from(document.to_string()), None));
-    let headers = response.headers_mut();
-    headers.insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-    headers.insert(hyper::header::CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
-    response
 }

@@ -1,6 +1,8 @@
 //! Who am I taken for? The gateway's own answer to a partner.
 
 use hyper::Response;
+use hyper::body::Bytes;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde_json::json;
 
 use super::answer::Body;
@@ -38,7 +40,7 @@ pub fn answer(admission: Admission, snapshot: &Snapshot, peer: &Peer) -> Respons
             json!({ "name": &*route.name, "kind": route_kind(&route.kind), "methods": route.methods, "path": path, "purposes": purposes })
         })
         .collect();
-    super::json(&json!({
+    let document = json!({
         "partner": &*partner.name,
         "identity": identity,
         "source": peer.source.to_string(),
@@ -49,5 +51,10 @@ pub fn answer(admission: Admission, snapshot: &Snapshot, peer: &Peer) -> Respons
             "not_after": credential.not_after.to_string(),
         },
         "routes": routes,
-    }))
+    });
+    let mut response = Response::new(Body::whole(Bytes::from(document.to_string()), None));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
