@@ -2,8 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::sync::watch;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::problem::Problem;
+use crate::log::LogLimit;
 use crate::metrics::Metrics;
 use crate::net::observe;
 use crate::policy::PartnerId;
@@ -21,9 +21,6 @@ use crate::proxy::listen::{self, Load};
 use crate::snapshot::Snapshot;
 use crate::state::{Hold, State};
 use crate::subject::EpochKey;
-
-/// Name of the epoch key's file in the data directory.
-pub const EPOCH_KEY: &str = "epoch.key";
 
 /// What all workers share.
 pub struct Gateway {
@@ -74,8 +71,8 @@ impl Gateway {
         let settings = &snapshot.settings;
         let address = settings.listen.address;
         let failed = |what: String| move |error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
-        let epoch_key = EpochKey::load_or_create(&settings.directory.join(EPOCH_KEY))
-            .map_err(|error| StartError::Failed(error.to_string()))?;
+        let epoch_key =
+            EpochKey::load_or_create(&settings.epoch_key()).map_err(|error| StartError::Failed(error.to_string()))?;
         let metrics = Metrics::new().map_err(|error| failed("metrics".to_owned())(&error))?;
         let workers = settings.listen.workers;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -205,46 +202,6 @@ impl Running {
             thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
         }
         Ok(())
-    }
-}
-
-/// At most so many log lines a second of a kind that a stranger can cause; the rest is counted.
-#[derive(Debug)]
-pub struct LogLimit {
-    lines_per_second_max: u32,
-    second: Mutex<(u64, u32)>,
-    unlogged: AtomicU64,
-}
-
-impl LogLimit {
-    /// For what strangers in an allowed network can cause.
-    pub fn of_connections() -> LogLimit {
-        LogLimit::new(20)
-    }
-
-    /// For one partner's refused requests.
-    pub fn of_requests() -> LogLimit {
-        LogLimit::new(100)
-    }
-
-    fn new(lines_per_second_max: u32) -> LogLimit {
-        LogLimit { lines_per_second_max, second: Mutex::default(), unlogged: AtomicU64::new(0) }
-    }
-
-    /// Calls `log` with the number of lines left out since the last, or leaves this one out too.
-    pub fn note(&self, now: Timestamp, log: impl FnOnce(u64)) {
-        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
-        if second.0 != now.unix_seconds() {
-            *second = (now.unix_seconds(), 0);
-        }
-        second.1 += 1;
-        let within = second.1 <= self.lines_per_second_max;
-        drop(second);
-        if within {
-            log(self.unlogged.swap(0, Ordering::Relaxed));
-        } else {
-            self.unlogged.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, Settings, Tls};
 use crate::demo::pki::is_development_ca;
-use crate::gateway::LogLimit;
+use crate::log::LogLimit;
 use crate::policy::networks::{NetworkId, Union};
 use crate::policy::route::Place;
 use crate::policy::{PartnerId, Policy};

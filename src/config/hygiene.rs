@@ -117,7 +117,7 @@ fn settings(settings: &Settings, found: &mut Vec<Problem>) {
             found.push(problem.at_line(issuer.place.line as usize).with_value(&*issuer.name).with_hint(hint));
         }
     }
-    let epoch_key = settings.directory.join(crate::gateway::EPOCH_KEY);
+    let epoch_key = settings.epoch_key();
     for (key, path) in [("tls.key", settings.tls.key.as_path()), ("data.directory", &epoch_key)] {
         if let Some(mode) = exposed(path) {
             let message = format!("readable by others (mode {mode:04o})");

@@ -131,6 +131,13 @@ pub struct Backend {
     pub place: Place,
 }
 
+impl Settings {
+    /// The file of the key that turns people into tokens.
+    pub fn epoch_key(&self) -> PathBuf {
+        self.directory.join("epoch.key")
+    }
+}
+
 impl Metrics {
     /// Whether this address may scrape. The list is small: a scan is enough.
     pub fn allows(&self, source: IpAddr) -> bool {
