@@ -103,3 +103,46 @@ impl Clock {
 fn wall() -> Timestamp {
     Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn begun_at(wall: Timestamp) -> Clock {
+        Clock::System { started: Instant::now(), wall_at_start: Arc::new(AtomicU64::new(wall.0)) }
+    }
+
+    #[test]
+    fn the_systems_clock_is_followed_forward_and_never_back() {
+        let near = |clock: &Clock, time: Timestamp| {
+            let now = clock.now();
+            now.since(time).max(time.since(now)) < Duration::from_secs(60)
+        };
+        // Set after the start, as on a machine without a battery.
+        let early = begun_at(Timestamp::from_unix_seconds(0));
+        assert!(near(&early, Timestamp::default()));
+        early.follow();
+        assert!(near(&early, wall()));
+        // Set back since the start: what was over stays over.
+        let ahead = wall().plus(HOUR);
+        let late = begun_at(ahead);
+        late.follow();
+        assert!(near(&late, ahead));
+        let before = late.now();
+        assert!(late.now() >= before);
+    }
+
+    #[test]
+    fn a_manual_clock_goes_when_it_is_told_to() {
+        let clock = Clock::manual(Timestamp::from_unix_seconds(1));
+        clock.follow();
+        assert_eq!(clock.now(), Timestamp::from_unix_seconds(1));
+        clock.clone().advance(HOUR);
+        assert_eq!(clock.now(), Timestamp::from_unix_seconds(3_601));
+        let system = begun_at(Timestamp::default());
+        system.advance(HOUR);
+        assert!(system.now() < Timestamp::default().plus(HOUR));
+    }
+}

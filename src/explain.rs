@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::config::cases::{Expect, Question};
 use crate::config::settings::Settings;
+use crate::policy::fields::is_relied_on;
 use crate::policy::head::{Target, fields_allowed, host_of, method_allowed};
 use crate::policy::identify::{Credential, Proof};
 use crate::policy::lookup::{self, Asked, HeaderValue};
@@ -69,11 +70,22 @@ fn decide(
     settings: &Settings,
     forwarded: &mut Option<String>,
 ) -> Result<Trail, Denial> {
-    let header = |name: &str| question.headers.get(name).map_or(HeaderValue::Absent, |text| HeaderValue::Text(text));
+    let header = |name: &str| match question.headers.get(name) {
+        None => HeaderValue::Absent,
+        Some(text) if text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) => HeaderValue::Text(text),
+        Some(_) => HeaderValue::Unreadable,
+    };
     let first = policy.hosts.first().map_or("", String::as_str);
     let host = question.host.as_deref().map_or(Some(Cow::Borrowed(first)), host_of).ok_or(Reason::MalformedRequest);
     let read = method_allowed(&question.method)
         .and_then(|()| fields_allowed(header))
+        .and_then(|()| match header("connection") {
+            HeaderValue::Absent => Ok(()),
+            HeaderValue::Text(text) if !text.split(',').any(|name| is_relied_on(&name.trim().to_ascii_lowercase())) => {
+                Ok(())
+            }
+            HeaderValue::Text(_) | HeaderValue::Unreadable => Err(Reason::MalformedRequest),
+        })
         .and_then(|()| Ok((host?, Target::parse(&question.target, settings.http.target_bytes_max)?)));
     let sender = Sender { now, source: question.source.to_canonical(), credential };
     let plan = match &read {
@@ -89,8 +101,7 @@ fn decide(
         RouteKind::Pass(pass) => {
             let target = lookup::pass_target(&pass.parameters, &target.path, target.query);
             let too_large = question.body.len() as u64 > pass.body_bytes_max;
-            let target = if too_large { Err(Reason::BodyTooLarge) } else { target };
-            admission.plan_pass(target.map(drop))
+            admission.plan_pass(target.and(if too_large { Err(Reason::BodyTooLarge) } else { Ok(()) }))
         }
         RouteKind::Lookup(declared) => {
             // What curl would have to be told: a body is JSON unless the question says otherwise.
@@ -100,11 +111,10 @@ fn decide(
             };
             let (path, query, body) = (&target.path, target.query, question.body.as_bytes());
             let asked = Asked { path, captures: admission.captures(), query, header: &header, body };
-            let readable = match &declared.body {
-                None => Ok(()),
-                Some(_) if body.len() as u64 > declared.body_bytes_max => Err(Reason::BodyTooLarge),
-                Some(_) => lookup::body_readable(&header),
-            };
+            let readable = lookup::body_readable(declared, !body.is_empty(), &header).and_then(|()| {
+                let too_large = body.len() as u64 > declared.body_bytes_max;
+                if too_large { Err(Reason::BodyTooLarge) } else { Ok(()) }
+            });
             let read = readable.and_then(|()| lookup::read(declared, route, &asked, &EpochKey::ephemeral()));
             admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
         }

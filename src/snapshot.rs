@@ -177,7 +177,11 @@ fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
         problems.push(unreadable(&tls.key, None, "tls.key", &error, hint));
     });
     let (chain, key) = (chain?, key.ok()?);
-    let (not_after, names) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf))))?;
+    let Some((not_after, names)) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf)))) else {
+        let hint = "it is the gateway's certificate in PEM, with those of its chain behind it";
+        problems.push(unreadable(&tls.certificate, None, "tls.certificate", &"not a certificate", hint));
+        return None;
+    };
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| {
         let message = match &error {

@@ -31,6 +31,13 @@ pub fn is_reserved(name: &str) -> bool {
         || matches!(name, "host" | "expect" | "max-forwards")
 }
 
+/// Fields that the gateway sets or relies on: a request whose `Connection` nominates one (RFC 9110 section 7.6.1) tries to
+/// have it removed on the way (CVE-2024-45410).
+pub fn is_relied_on(name: &str) -> bool {
+    is_identity(name)
+        || matches!(name, "host" | "content-length" | "content-type" | "content-encoding" | "expect" | "authorization")
+}
+
 pub fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,

@@ -70,8 +70,16 @@ impl fmt::Debug for Actor {
     }
 }
 
-/// Whether a lookup's body may be read at all: there is one way to read its bytes, JSON in UTF-8, not encoded.
-pub fn body_readable<'a>(header: &dyn Fn(&str) -> HeaderValue<'a>) -> Result<(), Reason> {
+/// Whether a lookup's body, if it has one, may be read at all: only where the route declares one, and there is one way to
+/// read its bytes, JSON in UTF-8, not encoded.
+pub fn body_readable<'a>(
+    route: &LookupRoute,
+    present: bool,
+    header: &dyn Fn(&str) -> HeaderValue<'a>,
+) -> Result<(), Reason> {
+    if route.body.is_none() {
+        return if present { Err(Reason::BodyNotExpected) } else { Ok(()) };
+    }
     if !matches!(header("content-encoding"), HeaderValue::Absent) {
         return Err(Reason::ContentEncoding);
     }

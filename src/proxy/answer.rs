@@ -31,7 +31,7 @@ pub struct Remains(Weak<RefCell<Slot>>);
 
 enum Slot {
     Empty,
-    Whole { bytes: Bytes, _held: Option<Held> },
+    Whole { bytes: Bytes, held: Option<Held> },
     Streamed { paced: Paced, lease: Option<Lease>, held: Held },
     Expired,
 }
@@ -56,17 +56,16 @@ impl Body {
     /// `held` counts as in flight until the bytes are on their way.
     pub fn whole(bytes: Bytes, mut held: Option<Held>) -> Body {
         if let Some(held) = &mut held {
-            // Nothing can go wrong with it any more that the backend or the deadline would be to blame for.
-            held.complete = true;
+            held.complete = bytes.is_empty();
         }
-        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, _held: held } };
+        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, held } };
         Body(Rc::new(RefCell::new(slot)))
     }
 
     /// The backend connection is given back when the body was read to its end.
     pub fn streamed(paced: Paced, lease: Lease, mut held: Held) -> Body {
-        if paced.is_end_stream() {
-            held.complete = true;
+        held.complete = paced.is_end_stream();
+        if held.complete {
             lease.give_back();
             return Body::empty();
         }
@@ -80,7 +79,8 @@ impl Body {
 
 impl Held {
     pub fn new(hold: Hold, gateway: Arc<Gateway>, route: Arc<str>) -> Held {
-        Held { _hold: hold, gateway, route, complete: false }
+        // Until there is a body to send, nothing can be cut short.
+        Held { _hold: hold, gateway, route, complete: true }
     }
 
     fn cut(&mut self, reason: &str) {
@@ -104,7 +104,8 @@ impl Remains {
 
     pub fn expire(&self) {
         if let Some(slot) = self.0.upgrade()
-            && let Slot::Streamed { mut held, .. } = slot.replace(Slot::Expired)
+            && let Slot::Streamed { mut held, .. } | Slot::Whole { held: Some(mut held), .. } =
+                slot.replace(Slot::Expired)
         {
             held.cut("deadline");
         }
@@ -120,9 +121,12 @@ impl hyper::body::Body for Body {
         match &mut *slot {
             Slot::Empty => Poll::Ready(None),
             Slot::Expired => Poll::Ready(Some(Err(Fault::TooSlow))),
-            Slot::Whole { bytes, .. } => {
+            Slot::Whole { bytes, held } => {
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
                 if bytes.is_empty() {
+                    if let Some(held) = held {
+                        held.complete = true;
+                    }
                     *slot = Slot::Empty;
                 }
                 Poll::Ready(Some(Ok(Frame::data(piece))))

@@ -73,8 +73,9 @@ fn pass(
         return Err(Reason::BackendError);
     }
     headers::strip_response(&mut parts.headers);
-    // A relative reference is the gateway's; an absolute one would name the backend.
-    if parts.headers.get(header::LOCATION).is_some_and(|location| !location.as_bytes().starts_with(b"/")) {
+    // A path is the gateway's; anything with a host, as `//host` is too, would name the backend.
+    let path = |location: &[u8]| location.starts_with(b"/") && !matches!(location.get(1), Some(b'/' | b'\\'));
+    if parts.headers.get(header::LOCATION).is_some_and(|location| !path(location.as_bytes())) {
         parts.headers.remove(header::LOCATION);
     }
     if method != Method::HEAD {

@@ -7,7 +7,7 @@ use hyper::HeaderMap;
 use hyper::header::{self, HeaderName, HeaderValue};
 use uuid::Uuid;
 
-use crate::policy::fields::{is_hop_by_hop, is_identity, passes};
+use crate::policy::fields::{is_hop_by_hop, is_identity, is_relied_on, passes};
 use crate::policy::reason::Reason;
 
 pub const DECISION_ID: HeaderName = HeaderName::from_static("x-decision-id");
@@ -22,18 +22,13 @@ pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-pro
 pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The names in `Connection` (RFC 9110 section 7.6.1). A partner that nominates a field which the gateway sets or
-/// relies on tries to have it removed on the way (CVE-2024-45410): refused.
+/// The names in `Connection`; what the gateway relies on must not be among them.
 pub fn nominated(headers: &HeaderMap) -> Result<Vec<String>, Reason> {
     let mut names = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
         let value = value.to_str().map_err(|_| Reason::MalformedRequest)?;
         for name in value.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()) {
-            let relied_on = matches!(
-                name.as_str(),
-                "host" | "content-length" | "content-type" | "content-encoding" | "expect" | "authorization"
-            );
-            if relied_on || is_identity(&name) {
+            if is_relied_on(&name) {
                 return Err(Reason::MalformedRequest);
             }
             names.push(name);

@@ -25,11 +25,10 @@ pub async fn read(
 ) -> Result<Lookup, Reason> {
     let Intake { headers, body, .. } = intake;
     let header = |name: &str| single(&headers, name);
+    lookup::body_readable(declared, !body.is_end_stream(), &header)?;
     let body = match &declared.body {
-        None if body.is_end_stream() => None,
-        None => return Err(Reason::BodyNotExpected),
+        None => None,
         Some(_) => {
-            lookup::body_readable(&header)?;
             let bounds = Bounds { bytes_max: declared.body_bytes_max, ..bounds };
             let paced = Paced::new(body, bounds).map_err(|fault| body_fault(&fault))?;
             Some(paced.collect().await.map_err(|fault| body_fault(&fault))?)

@@ -163,16 +163,17 @@ impl Trust {
         now: UnixTime,
     ) -> Result<&TrustedIssuer, Refusal> {
         let mut refusal = Refusal::IssuerUnknown;
+        let mut vouching = None;
         for issuer in &self.issuers {
             match issuer.verify(leaf, intermediates, self.algorithms(), now) {
-                Ok(()) => return Ok(issuer),
-                // Revoked is revoked, whatever a later issuer with the same CA and an older list would say.
+                Ok(()) => vouching = vouching.or(Some(issuer)),
+                // Revoked is revoked, whatever another issuer with the same CA and an older list, or none, would say.
                 Err(Refusal::CertificateRevoked) => return Err(Refusal::CertificateRevoked),
                 Err(Refusal::IssuerUnknown) => {}
                 Err(other) => refusal = other,
             }
         }
-        Err(refusal)
+        vouching.ok_or(refusal)
     }
 }
 

@@ -663,12 +663,16 @@ fn steps(policy: &Policy, request: &Request, key: &EpochKey, outcome: &mut Outco
             admission.plan_pass(lookup::pass_target(&pass.parameters, &target.path, target.query).map(drop))
         }
         RouteKind::Lookup(declared) => {
-            let header =
-                |name: &str| request.headers.get(name).map_or(HeaderValue::Absent, |text| HeaderValue::Text(text));
+            let header = |name: &str| match request.headers.get(name) {
+                Some(text) => HeaderValue::Text(text),
+                None if name == "content-type" => HeaderValue::Text("application/json"),
+                None => HeaderValue::Absent,
+            };
             let captures = admission.captures().to_vec();
             let (path, query, body) = (&target.path, target.query, body.as_bytes());
             let asked = Asked { path, captures: &captures, query, header: &header, body };
-            let read = lookup::read(declared, route, &asked, key);
+            let readable = lookup::body_readable(declared, !body.is_empty(), &header);
+            let read = readable.and_then(|()| lookup::read(declared, route, &asked, key));
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
             outcome.lookup = read.ok();
             plan
