@@ -1,5 +1,6 @@
 //! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
 
+pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod net;
 pub mod policy;
 pub mod proxy;
+pub mod reload;
 pub mod snapshot;
 pub mod state;
 pub mod subject;

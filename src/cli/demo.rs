@@ -114,7 +114,7 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
     };
     if !arguments.once {
         invite(&running, &arguments.certs);
-        if let Err(error) = serve::wait_for_signal() {
+        if let Err(error) = serve::wait_for_end() {
             eprintln!("error: cannot wait for signals: {error}");
         }
     }

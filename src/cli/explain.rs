@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::check::verdict;
 use super::{NO, SENSELESS, YES, complain};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -82,7 +81,7 @@ pub fn run(arguments: Arguments) -> u8 {
     if let Some(forwarded) = &explanation.forwarded {
         println!("{:<9} {forwarded}", "forward");
     }
-    println!("{:<9} {}", "verdict", verdict(&explanation));
+    println!("{:<9} {}", "verdict", explanation.verdict());
     if explanation.denied.is_none() { YES } else { NO }
 }
 

@@ -47,17 +47,25 @@ fn raise_open_files(connections_max: usize) {
     }
 }
 
-/// Waits for SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+/// Reloads upon SIGHUP, until SIGTERM or SIGINT; then drains. A second of these ends the process at once.
 fn until_told(running: Running) -> u8 {
     let workers = running.gateway.snapshot().settings.listen.workers;
-    tracing::info!(address = %running.address, metrics = %running.metrics_address, workers, "serving");
-    if let Err(error) = wait_for_signal() {
+    let told = until_end(async || {
+        let mut hang_up = signal(SignalKind::hangup())?;
+        // Only now: whoever reads this may signal at once, and a signal that is not waited for ends the process.
+        tracing::info!(address = %running.address, metrics = %running.metrics_address, workers, "serving");
+        loop {
+            hang_up.recv().await;
+            running.gateway.reload();
+        }
+    });
+    if let Err(error) = told {
         eprintln!("error: cannot wait for signals: {error}");
         return FAILED;
     }
     tracing::info!("draining");
     std::thread::spawn(|| {
-        if wait_for_signal().is_ok() {
+        if wait_for_end().is_ok() {
             std::process::exit(i32::from(FAILED));
         }
     });
@@ -70,14 +78,20 @@ fn until_told(running: Running) -> u8 {
     }
 }
 
-pub fn wait_for_signal() -> std::io::Result<()> {
+/// Waits for SIGTERM or SIGINT.
+pub fn wait_for_end() -> std::io::Result<()> {
+    until_end(async || std::future::pending().await)
+}
+
+/// Does something else until SIGTERM or SIGINT.
+fn until_end(meanwhile: impl AsyncFnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            failed = meanwhile() => failed,
         }
-        Ok(())
     })
 }

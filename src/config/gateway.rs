@@ -39,7 +39,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let http = root.want_table("http", http);
     let metrics = root.table("metrics", metrics);
     let log = root.want_table("log", log);
-    let directory = root.table("data", |table| Some(directory.join(table.need_text("directory")?)));
+    let directory = root.table("data", |table| data(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", backend);
@@ -71,6 +71,10 @@ fn unique<'a>(root: &Reader, key: &'static str, names: impl Iterator<Item = &'a 
         }
         seen.push(name);
     }
+}
+
+pub fn data(table: &Reader, directory: &Path) -> Option<PathBuf> {
+    Some(directory.join(table.need_text("directory")?))
 }
 
 const ENTRIES_MAX: i64 = 1_000_000;

@@ -76,8 +76,10 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
             response
         }
         "/livez" => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" if gateway.is_ready() => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into()),
+        "/readyz" => match gateway.readiness() {
+            Ok(()) => text(StatusCode::OK, "ok\n".into()),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into()),
+        },
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
     }
 }

@@ -193,7 +193,8 @@ pub fn refuse(denial: &Denial, decision: Uuid, close: bool) -> Response<Body> {
     if denial.reason == Reason::MethodRefused {
         headers.insert(header::ALLOW, HeaderValue::from_static(""));
     }
-    if denial.reason != Reason::NoMatch {
+    // A miss is an answer; and `held` tells nothing of how it came about.
+    if denial.reason != Reason::NoMatch && row.public != "held" {
         let mut status = format!("dwarpal; error={}", row.proxy_error);
         let _ = write!(status, "; details=\"{}\"", row.public);
         if let Ok(status) = HeaderValue::from_str(&status) {

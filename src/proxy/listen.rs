@@ -1,5 +1,6 @@
 //! Who may connect? One thread, runtime and listener a core; a connection goes to the worker with the fewest.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,16 +15,24 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::connection;
-use super::tls::{Refusal, canonical};
+use super::tls::{Client, Refusal, canonical};
 use super::upstream::Pools;
+use crate::clock::Timestamp;
 use crate::gateway::Gateway;
+use crate::policy::admit::Standing;
+use crate::snapshot::Snapshot;
+use crate::state::PartnerState;
+use crate::state::store::Ledger;
 
 /// One core's share of the gateway.
 pub struct Worker {
     pub gateway: Arc<Gateway>,
     pub pools: Pools,
+    /// What its requests used up and is not kept yet.
+    pub ledger: RefCell<Ledger>,
     index: usize,
 }
 
@@ -131,7 +140,7 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
-        let worker = Rc::new(Worker { gateway, pools: Pools::default(), index });
+        let worker = Rc::new(Worker { gateway, pools: Pools::default(), ledger: RefCell::default(), index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
         let stopped = worker.gateway.drained();
         tokio::select! {
@@ -207,7 +216,8 @@ async fn receive(mut inbox: Inbox, worker: Rc<Worker>) {
 async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<Worker>) {
     let gateway = worker.gateway.clone();
     let snapshot = gateway.snapshot();
-    let settings = &snapshot.settings.tls;
+    let settings = snapshot.settings.clone();
+    let settings = &settings.tls;
     let load = &gateway.load;
     let under_way = Shaking::begin(load);
     if under_way.count > settings.handshakes_max {
@@ -221,13 +231,20 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let accept = TlsAcceptor::from(config).accept(stream).into_fallible();
     let refusal = match timeout(settings.handshake_timeout, accept).await {
         Ok(Ok(stream)) => match attempt.client() {
-            Some(client) => {
-                gateway.metrics.handshake("ok");
-                drop((under_way, snapshot, attempt));
-                connection::serve(stream, source, client, worker).await;
-                drop(place);
-                return;
-            }
+            Some(client) => match frozen(&snapshot, &client, gateway.clock.now()) {
+                None => {
+                    gateway.metrics.handshake("ok");
+                    drop((under_way, snapshot, attempt));
+                    connection::serve(stream, source, client, worker).await;
+                    drop(place);
+                    return;
+                }
+                Some(state) => {
+                    drop((under_way, snapshot));
+                    turn_away(stream, &state, &gateway).await;
+                    Refusal::PartnerFrozen
+                }
+            },
             None => Refusal::CertificateMissing,
         },
         Ok(Err((error, stream))) => {
@@ -251,6 +268,23 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
             "handshake refused"
         );
     });
+}
+
+/// The state of the partner that a client belongs to, if it is frozen.
+fn frozen(snapshot: &Snapshot, client: &Client, now: Timestamp) -> Option<Arc<PartnerState>> {
+    let partner = snapshot.policy.identify(&client.credential, now)?;
+    Some(snapshot.state(partner).clone()).filter(|state| state.standing() == Standing::Frozen)
+}
+
+/// Ends a frozen partner's connection before a byte of HTTP, each time later than the last: retries cost next to nothing.
+async fn turn_away(mut stream: TlsStream<TcpStream>, state: &Arc<PartnerState>, gateway: &Gateway) {
+    if let Some(knock) = state.knock(gateway.clock.now()) {
+        tokio::select! {
+            () = sleep(knock.delay) => {}
+            () = gateway.draining() => {}
+        }
+    }
+    let _ = timeout(LINGER_TIMEOUT, stream.shutdown()).await;
 }
 
 /// Sees to it that the alert arrives. A client that has sent its request already would have its connection reset by bytes

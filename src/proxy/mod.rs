@@ -27,7 +27,7 @@ use crate::policy::head::Target;
 use crate::policy::lookup::pass_target;
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteKind;
-use crate::policy::{Denial, Head, Sender};
+use crate::policy::{Denial, Head};
 use crate::snapshot::Snapshot;
 use answer::{Body, Held};
 use connection::Peer;
@@ -45,6 +45,8 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
             response
         }
         Err(denial) => {
+            // What a refused request used up is kept too; it is refused in any case.
+            let _ = peer.keep();
             record.refused(&snapshot, &denial);
             answer::refuse(&denial, record.decision, peer.closes_after(denial.reason))
         }
@@ -66,27 +68,32 @@ async fn exchange(
     let bounds = peer.bounds(settings, record.deadline);
 
     // Intake: one reading of the head. Then identify, admit, entitle.
-    let sender = Sender { now: record.now, source: peer.source, credential: &peer.client.credential };
+    let sender = peer.sender(snapshot, record.now);
+    let trusted = peer.still_trusted(snapshot, record.now);
     let (intake, text) = match intake::intake(request, &peer.line(settings)) {
         Ok((intake, text)) => (Ok(intake), text),
         Err(reason) => (Err(reason), String::new()),
     };
     let target = Target::parse(&text, settings.http.target_bytes_max);
-    let plan = match (&intake, &target) {
-        (Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
+    let plan = match (trusted, &intake, &target) {
+        (Ok(()), Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
             snapshot.policy.plan_head(&Head { sender, host, method: method.as_str(), path })
         }
-        (Err(reason), _) | (_, Err(reason)) => snapshot.policy.plan_refused(&sender, *reason),
+        (Err(reason), ..) => snapshot.policy.plan_refused(&sender, reason),
+        (_, Err(reason), _) | (.., Err(reason)) => snapshot.policy.plan_refused(&sender, *reason),
     };
     if let Some(reason) = peer.over_capacity() {
         return Err(plan.refuse(reason, Duration::from_secs(1)));
     }
 
     // Charge the request, before a byte of its body is read.
-    let (receipt, hold) = gateway.charge(snapshot, plan.partner(), plan.charges(), record.now);
+    let (receipt, hold) = peer.charge(snapshot, plan.partner(), plan.charges(), record.now);
     let admission = plan.settle(receipt)?;
     record.admitted(snapshot, admission.trail());
-    let Some(route) = admission.route() else { return Ok(whoami::answer(admission, snapshot, peer)) };
+    let Some(route) = admission.route() else {
+        peer.keep().map_err(|reason| Denial::after(admission.trail(), reason))?;
+        return Ok(whoami::answer(admission, snapshot, peer));
+    };
 
     // Lookup: who is asked for. Then charge the person.
     let (Ok(intake), Ok(target)) = (intake, target) else {
@@ -112,11 +119,13 @@ async fn exchange(
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
         }
     };
-    let (receipt, _) = gateway.charge(snapshot, record.partner_id(), plan.charges(), record.now);
+    let (receipt, _) = peer.charge(snapshot, record.partner_id(), plan.charges(), record.now);
     let permit = plan.settle(receipt)?;
     let trail = permit.trail().clone();
     let denied = |reason: Reason| Denial::after(&trail, reason);
     let payload = payload.map_err(denied)?;
+    // What was paid outlives the process, before anybody gets anything for it.
+    peer.keep().map_err(denied)?;
 
     // Forward, and disclose what comes back.
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);

@@ -70,7 +70,7 @@ impl Record {
     pub fn admitted(&mut self, snapshot: &Snapshot, trail: &Trail) {
         self.learn(snapshot, trail);
         if let Some((partner, network)) = trail.network() {
-            snapshot.matched(partner, network, self.now);
+            snapshot.matched(partner, network, self.now, &mut self.peer.ledger());
         }
     }
 

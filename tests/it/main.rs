@@ -10,6 +10,8 @@ mod forwarding;
 mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.
 mod properties;
+/// What changes while it runs: reload, revocation, freeze, restart.
+mod reload;
 /// The edges of the house: who may import what, and what every file owes its reader.
 mod tidy;
 /// Certificates made by openssl: who gets in, who does not, and for what reason.

@@ -20,6 +20,7 @@ use dwarpal::config::problem::Problem;
 use dwarpal::config::settings::Overrides;
 use dwarpal::config::{self, Config};
 use dwarpal::explain::explain;
+use dwarpal::policy::admit::Standing;
 use dwarpal::policy::charge::{Charge, Receipt};
 use dwarpal::policy::head::{Target, host_of, method_allowed};
 use dwarpal::policy::identify::{Credential, Proof};
@@ -649,7 +650,12 @@ fn steps(policy: &Policy, request: &Request, key: &EpochKey, outcome: &mut Outco
     let target = method_allowed(request.method).and_then(|()| Target::parse(&text, 4_096));
     let host = host_of(request.host).expect("a well-formed host");
     let now = Timestamp::from_unix_seconds(request.now);
-    let sender = Sender { now, source: request.source.to_canonical(), credential: &request.credential };
+    let sender = Sender {
+        now,
+        source: request.source.to_canonical(),
+        credential: &request.credential,
+        standing: Standing::Open,
+    };
     let plan = match &target {
         Ok(target) => policy.plan_head(&Head { sender, host: &host, method: request.method, path: &target.path }),
         Err(reason) => policy.plan_refused(&sender, *reason),
@@ -739,13 +745,15 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     let (at, way) = best.ok_or(vec![NoRoute])?;
     let grant = caller.grants.iter().find(|grant| grant.way == at).ok_or(vec![NoGrant])?;
 
+    if way.lookup.is_some() && way.members().is_empty() && !matches!(request.body, Body::Absent) {
+        return Err(vec![BodyNotExpected]);
+    }
     let asked: Vec<&str> = request.query.iter().map(|(name, _)| *name).collect();
     step(&declared_once(&asked, &way.parameters(), [ParameterUndeclared, ParameterDuplicate, ParameterMissing]))?;
     let ground = |purpose| Ok(Ground { caller: owner, network, way: Some(at), purpose });
     let Some(declared) = &way.lookup else { return ground(None) };
     match (&request.body, way.members().is_empty()) {
-        (Body::Absent, true) => {}
-        (_, true) => return Err(vec![BodyNotExpected]),
+        (_, true) => {}
         (Body::Members(members), false) => {
             let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
             step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
@@ -1196,8 +1204,12 @@ struct Permitted {
 fn permitted(policy: &Policy, target: &str, body: &str, key: &EpochKey) -> Option<Permitted> {
     let target = Target::parse(target, 4_096).ok()?;
     let credential = show(&plain_caller().identities[0], MONDAY);
-    let sender =
-        Sender { now: Timestamp::from_unix_seconds(MONDAY), source: [10, 0, 0, 9].into(), credential: &credential };
+    let sender = Sender {
+        now: Timestamp::from_unix_seconds(MONDAY),
+        source: [10, 0, 0, 9].into(),
+        credential: &credential,
+        standing: Standing::Open,
+    };
     let head = Head { sender, host: "a.test", method: "POST", path: &target.path };
     let admission = policy.plan_head(&head).settle(Receipt::Paid).ok()?;
     let (route, captures) = (admission.route()?, admission.captures().to_vec());
