@@ -9,6 +9,7 @@ use super::network_file::parse_cidr;
 use super::reader::Reader;
 use super::settings::*;
 use crate::policy::fields::is_reserved;
+use crate::policy::networks::is_wide;
 use crate::policy::route::{Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
 use crate::policy::shape::{Accepts, Field, Shape, parse_pointer};
 use crate::subject::Kind;
@@ -88,6 +89,7 @@ fn listen(table: &Reader) -> Option<(Listen, Vec<String>)> {
     let workers = table.integer("workers", 0..=1024, Some(0));
     let connections_max = table.integer("connections_max", 1..=10_000_000, Some(10_000));
     let per_source = table.integer("connections_per_source_max", 1..=10_000_000, Some(500));
+    let proxy_protocol = table.want_table("proxy_protocol", proxy_protocol);
     let workers = match workers? {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers as usize,
@@ -97,8 +99,31 @@ fn listen(table: &Reader) -> Option<(Listen, Vec<String>)> {
         workers,
         connections_max: connections_max? as usize,
         connections_per_source_max: per_source? as usize,
+        proxy_protocol: proxy_protocol?.unwrap_or_else(default_proxy_protocol),
     };
     Some((listen, hosts?))
+}
+
+fn default_proxy_protocol() -> ProxyProtocol {
+    ProxyProtocol { from: Vec::new(), header_timeout: 2 * SECOND, header_bytes_max: 1 << 10, waiting_max: 512 }
+}
+
+fn proxy_protocol(table: &Reader) -> Option<ProxyProtocol> {
+    let default = default_proxy_protocol();
+    let from = table.texts("from", |text| {
+        let network = parse_cidr(text, "", "").map_err(|problem| told(&problem))?;
+        // Whoever is in it can claim any address, and so be in any partner's network.
+        if is_wide(&network) { Err("it is at most a /24 or /56: name the balancers".to_owned()) } else { Ok(network) }
+    });
+    let timeout = table.duration("header_timeout", Duration::from_millis(1)..=60 * SECOND, default.header_timeout);
+    let bytes_max = table.bytes("header_bytes_max", 52..=16 << 10, default.header_bytes_max as u64);
+    let waiting_max = table.integer("waiting_max", 1..=1_000_000, Some(default.waiting_max as i64));
+    Some(ProxyProtocol {
+        from: from?,
+        header_timeout: timeout?,
+        header_bytes_max: bytes_max? as usize,
+        waiting_max: waiting_max? as usize,
+    })
 }
 
 fn tls(table: &Reader, directory: &Path) -> Option<Tls> {

@@ -30,6 +30,17 @@ pub struct Listen {
     pub workers: usize,
     pub connections_max: usize,
     pub connections_per_source_max: usize,
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Balancers that say for whom they connect. Nobody, unless they are named.
+#[derive(Clone, Debug)]
+pub struct ProxyProtocol {
+    pub from: Vec<IpNet>,
+    pub header_timeout: Duration,
+    pub header_bytes_max: usize,
+    /// Connections of all balancers whose header has not come yet.
+    pub waiting_max: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -135,6 +146,13 @@ impl Settings {
     /// The file of the key that turns people into tokens.
     pub fn epoch_key(&self) -> PathBuf {
         self.directory.join("epoch.key")
+    }
+}
+
+impl ProxyProtocol {
+    /// Whether this address has to say for whom it connects.
+    pub fn expects(&self, peer: IpAddr) -> bool {
+        self.from.iter().any(|network| network.contains(&peer))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What holds of the whole? One integration binary; these modules are its table of contents.
 
+/// Balancers that say for whom they connect, HAProxy among them.
+mod balancer;
 /// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
 mod clients;
 /// The shipped configuration, and what a mistaken one is told.
