@@ -9,7 +9,7 @@ use super::{FAILED, OverrideArguments, YES, complain};
 use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Gateway, Running, StartError};
-use crate::log;
+use crate::{log, service};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -51,11 +51,13 @@ fn raise_open_files(connections_max: usize) {
 fn until_told(running: Running) -> u8 {
     let workers = running.gateway.snapshot().settings.listen.workers;
     tracing::info!(address = %running.address, metrics = %running.metrics_address, workers, "serving");
+    service::ready(&format!("serving {}", running.address));
     if let Err(error) = wait_for_signal() {
         eprintln!("error: cannot wait for signals: {error}");
         return FAILED;
     }
     tracing::info!("draining");
+    service::stopping(running.gateway.snapshot().settings.http.drain_timeout);
     std::thread::spawn(|| {
         if wait_for_signal().is_ok() {
             std::process::exit(i32::from(FAILED));

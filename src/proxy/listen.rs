@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ pub struct Load {
 #[derive(Debug)]
 struct Share {
     open: AtomicUsize,
+    beats: AtomicU64,
     hand_over: mpsc::UnboundedSender<Arrival>,
 }
 
@@ -68,7 +69,7 @@ impl Load {
         let mut inboxes = Vec::new();
         for _ in 0..workers {
             let (hand_over, inbox) = mpsc::unbounded_channel();
-            load.workers.push(Share { open: AtomicUsize::new(0), hand_over });
+            load.workers.push(Share { open: AtomicUsize::new(0), beats: AtomicU64::new(0), hand_over });
             inboxes.push(inbox);
         }
         (load, inboxes)
@@ -76,6 +77,11 @@ impl Load {
 
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// How often the heart of each worker has beaten.
+    pub fn beats(&self) -> Vec<u64> {
+        self.workers.iter().map(|share| share.beats.load(Ordering::Relaxed)).collect()
     }
 
     /// Counts a connection in, or says why not.
@@ -136,6 +142,7 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
         let listener = TcpListener::from_std(listener)?;
         let worker = Rc::new(Worker { gateway, pools: Pools::default(), index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
+        tokio::task::spawn_local(beat(worker.clone()));
         let stopped = worker.gateway.drained();
         tokio::select! {
             never = accept(listener, &worker) => match never {},
@@ -247,6 +254,17 @@ fn admit(stream: TcpStream, source: IpAddr, worker: &Rc<Worker>) -> Result<(), &
     let stream = stream.into_std().map_err(|_| "hand-over-failed")?;
     share.send(Arrival { stream, source, place }).map_err(|_| "hand-over-failed")
 }
+
+/// Shows that this worker's runtime still runs its tasks.
+async fn beat(worker: Rc<Worker>) {
+    loop {
+        worker.gateway.load.workers[worker.index].beats.fetch_add(1, Ordering::Relaxed);
+        sleep(BEAT_EVERY).await;
+    }
+}
+
+/// Well below half of any watchdog's time.
+const BEAT_EVERY: Duration = Duration::from_millis(250);
 
 async fn receive(mut inbox: Inbox, worker: Rc<Worker>) {
     while let Some(Arrival { stream, source, place }) = inbox.recv().await {

@@ -8,6 +8,8 @@ mod clients;
 mod configuration;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
+/// Starting, confined, watched, under pressure, through steps of the clock, to the end.
+mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
 mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.

@@ -80,6 +80,7 @@ fn a_crate_is_imported_only_where_it_belongs() {
     for (name, places) in [
         ("governor", &["src/state/rates.rs"][..]),
         ("prometheus", &["src/metrics.rs"]),
+        ("sd_notify", &["src/service.rs"]),
         ("crc32c", &["src/proxy/proxy_protocol.rs"]),
         ("redis", &[]),
         ("hyper", WIRE),
