@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod net;
 pub mod policy;
 pub mod proxy;
+pub mod sandbox;
 pub mod service;
 pub mod snapshot;
 pub mod state;

@@ -38,6 +38,7 @@ pub struct Metrics {
     crl_next_update: GaugeVec,
     connections_cut: IntCounterVec,
     answers_cut: IntCounterVec,
+    sandbox: IntGaugeVec,
     series: IntGauge,
 }
 
@@ -158,6 +159,11 @@ impl Metrics {
                 "Streamed answers that ended early: too-large, too-slow, broken (backend), deadline, partner-gone.",
                 &["route", "reason"],
             )?,
+            sandbox: gauge(
+                "dwarpal_sandbox",
+                "What confines the process (landlock, seccomp): 1 where it is in force.",
+                &["feature"],
+            )?,
             series: {
                 let gauge =
                     IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
@@ -192,6 +198,10 @@ impl Metrics {
 
     pub fn answer_cut(&self, route: &str, reason: &str) {
         self.answers_cut.with_label_values(&[route, reason]).inc();
+    }
+
+    pub fn sandbox(&self, feature: &str, active: bool) {
+        self.sandbox.with_label_values(&[feature]).set(i64::from(active));
     }
 
     pub fn partner_certificate(&self, partner: &str, not_after: Timestamp) {

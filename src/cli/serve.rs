@@ -1,14 +1,17 @@
 //! `dwarpal serve`: runs the gateway until it is told to stop.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{FAILED, OverrideArguments, YES, complain};
 use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Gateway, Running, StartError};
+use crate::sandbox::{self, Sandbox};
 use crate::{log, service};
 
 #[derive(Args)]
@@ -27,9 +30,19 @@ pub fn run(arguments: Arguments) -> u8 {
     };
     log::init(config.settings.log);
     raise_open_files(config.settings.listen.connections_max);
+    let sandbox = match sandbox::enter(&config, &arguments.config) {
+        Ok(sandbox) => sandbox,
+        Err(what) => {
+            eprintln!("error: {what}");
+            return FAILED;
+        }
+    };
     match Gateway::start(config, Clock::system()) {
-        Ok(running) => until_told(running),
-        Err(StartError::Configuration(problems)) => complain(&problems),
+        Ok(running) => until_told(running, sandbox),
+        Err(StartError::Configuration(mut problems)) => {
+            sandbox::explain(&mut problems);
+            complain(&problems)
+        }
         Err(StartError::Failed(what)) => {
             eprintln!("error: {what}");
             FAILED
@@ -48,20 +61,29 @@ fn raise_open_files(connections_max: usize) {
 }
 
 /// Waits for SIGTERM or SIGINT, then drains. A second signal ends the process at once.
-fn until_told(running: Running) -> u8 {
+fn until_told(running: Running, sandbox: Sandbox) -> u8 {
+    // Before anybody learns that it serves: whoever then ends it should find somebody listening.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: cannot wait for signals: {error}");
+            return FAILED;
+        }
+    };
     let workers = running.gateway.snapshot().settings.listen.workers;
-    tracing::info!(address = %running.address, metrics = %running.metrics_address, workers, "serving");
-    service::ready(&format!("serving {}", running.address));
-    if let Err(error) = wait_for_signal() {
-        eprintln!("error: cannot wait for signals: {error}");
-        return FAILED;
-    }
+    let Sandbox { landlock, seccomp } = sandbox;
+    running.gateway.metrics.sandbox("landlock", landlock.is_active());
+    running.gateway.metrics.sandbox("seccomp", seccomp.is_active());
+    let (address, metrics) = (running.address, running.metrics_address);
+    tracing::info!(%address, %metrics, workers, %landlock, %seccomp, "serving");
+    service::ready(&format!("serving {address}; landlock {landlock}, seccomp {seccomp}"));
+    signals.wait();
     tracing::info!("draining");
     service::stopping(running.gateway.snapshot().settings.http.drain_timeout);
-    std::thread::spawn(|| {
-        if wait_for_signal().is_ok() {
-            std::process::exit(i32::from(FAILED));
-        }
+    std::thread::spawn(move || {
+        signals.wait();
+        tracing::warn!("a second signal: the process ends at once");
+        std::process::exit(i32::from(FAILED));
     });
     match running.stop() {
         Ok(()) => YES,
@@ -72,14 +94,30 @@ fn until_told(running: Running) -> u8 {
     }
 }
 
-pub fn wait_for_signal() -> std::io::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
-    })
+/// SIGTERM and SIGINT, from when this was made on.
+pub struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub fn listen() -> io::Result<Signals> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        drop(entered);
+        Ok(Signals { runtime, terminate, interrupt })
+    }
+
+    /// Waits for the next of them.
+    pub fn wait(&mut self) {
+        let Signals { runtime, terminate, interrupt } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+    }
 }

@@ -40,6 +40,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let http = root.want_table("http", http);
     let metrics = root.table("metrics", metrics);
     let log = root.want_table("log", log);
+    let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
     let directory = root.table("data", |table| Some(directory.join(table.need_text("directory")?)));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
@@ -55,6 +56,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             http: http?.unwrap_or_else(default_http),
             metrics: metrics?,
             log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
+            sandbox: sandbox?.unwrap_or_else(default_sandbox),
             directory: directory?,
             backends,
             limiter_entries_max: entries_max?.unwrap_or(ENTRIES_MAX) as usize,
@@ -247,6 +249,27 @@ fn log(table: &Reader) -> Option<Log> {
         _ => Err("it is \"error\", \"warn\", \"info\" or \"debug\"".to_owned()),
     });
     Some(Log { format: format?.unwrap_or(LogFormat::Json), level: level?.unwrap_or(LogLevel::Info) })
+}
+
+fn default_sandbox() -> Sandbox {
+    Sandbox { landlock: Confinement::On, seccomp: Confinement::On, read: Vec::new() }
+}
+
+fn sandbox(table: &Reader, directory: &Path) -> Option<Sandbox> {
+    let confinement = |text: &str| match text {
+        "required" => Ok(Confinement::Required),
+        "on" => Ok(Confinement::On),
+        "off" => Ok(Confinement::Off),
+        _ => Err("it is \"required\", \"on\" (where the kernel has it) or \"off\"".to_owned()),
+    };
+    let (landlock, seccomp) = (table.want("landlock", confinement), table.want("seccomp", confinement));
+    let read = table.texts("read", |text| Ok(directory.join(text)));
+    let default = default_sandbox();
+    Some(Sandbox {
+        landlock: landlock?.unwrap_or(default.landlock),
+        seccomp: seccomp?.unwrap_or(default.seccomp),
+        read: read?,
+    })
 }
 
 fn backend(table: &Reader) -> Option<Backend> {

@@ -16,6 +16,7 @@ pub struct Settings {
     pub http: Http,
     pub metrics: Metrics,
     pub log: Log,
+    pub sandbox: Sandbox,
     /// Where state that outlives the process is kept: the epoch key.
     pub directory: PathBuf,
     pub backends: Vec<Backend>,
@@ -103,6 +104,24 @@ pub struct Http {
 pub struct Metrics {
     pub address: SocketAddr,
     pub networks: Vec<IpNet>,
+}
+
+/// What the process takes away from itself before it serves.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    pub landlock: Confinement,
+    pub seccomp: Confinement,
+    /// Directories that may be read besides those of the files that the configuration names.
+    pub read: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// Without it the gateway does not start.
+    Required,
+    /// Where the kernel has it.
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug)]
