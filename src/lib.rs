@@ -13,6 +13,8 @@ pub mod net;
 pub mod policy;
 pub mod proxy;
 pub mod reload;
+pub mod sandbox;
+pub mod service;
 pub mod snapshot;
 pub mod state;
 pub mod subject;

@@ -43,6 +43,7 @@ pub struct Metrics {
     generation: IntGauge,
     frozen: IntGaugeVec,
     state_kept: IntGauge,
+    sandbox: IntGaugeVec,
     series: IntGauge,
 }
 
@@ -181,6 +182,11 @@ impl Metrics {
                 gauge.set(1);
                 register(&registry, gauge)?
             },
+            sandbox: gauge(
+                "dwarpal_sandbox",
+                "What confines the process (landlock, seccomp): 1 where it is in force.",
+                &["feature"],
+            )?,
             series: {
                 let gauge =
                     IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
@@ -215,6 +221,10 @@ impl Metrics {
 
     pub fn answer_cut(&self, route: &str, reason: &str) {
         self.answers_cut.with_label_values(&[route, reason]).inc();
+    }
+
+    pub fn sandbox(&self, feature: &str, active: bool) {
+        self.sandbox.with_label_values(&[feature]).set(i64::from(active));
     }
 
     pub fn partner_certificate(&self, partner: &str, not_after: Timestamp) {

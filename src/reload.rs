@@ -15,6 +15,7 @@ use crate::policy::entitle::Grant;
 use crate::policy::networks::Note;
 use crate::policy::{Partner, Policy};
 use crate::snapshot::Snapshot;
+use crate::{sandbox, service};
 
 /// What came of a reload.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ impl Gateway {
     /// Reads the configuration again and serves it, or says why not.
     pub fn reload(&self) -> Reload {
         let mut looked_at = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        service::reloading();
         let before = self.fingerprint();
         let old = self.snapshot();
         let next = old.generation + 1;
@@ -49,13 +51,16 @@ impl Gateway {
                 self.swap(snapshot.numbered(next));
                 Reload::Swapped { generation: next, changed, warnings }
             }
-            Err(problems) => match old.renew(self.state()) {
-                Ok(snapshot) if !snapshot.trusts_as(&old) => {
-                    self.swap(snapshot.numbered(next));
-                    Reload::Refused { problems, renewed: Some(next) }
+            Err(mut problems) => {
+                sandbox::explain(&mut problems);
+                match old.renew(self.state()) {
+                    Ok(snapshot) if !snapshot.trusts_as(&old) => {
+                        self.swap(snapshot.numbered(next));
+                        Reload::Refused { problems, renewed: Some(next) }
+                    }
+                    _ => Reload::Refused { problems, renewed: None },
                 }
-                _ => Reload::Refused { problems, renewed: None },
-            },
+            }
         };
         self.report(&reload);
         // The new configuration may name other files. One that changed while it was read is read again.
@@ -93,6 +98,7 @@ impl Gateway {
         match reload {
             Reload::Swapped { generation, changed, warnings } => {
                 self.metrics.reload("swapped");
+                service::reloaded(&format!("generation {generation} is served"));
                 for warning in warnings {
                     tracing::warn!(%warning, "a case fails, as it did before the reload");
                 }
@@ -106,6 +112,7 @@ impl Gateway {
                 let generation = self.snapshot().generation;
                 let certificates = if renewed.is_some() { "read anew" } else { "unchanged" };
                 tracing::error!(problems = problems.len(), generation, certificates, "reload refused");
+                service::reloaded(&format!("generation {generation} is served; a reload was refused"));
             }
         }
     }

@@ -114,8 +114,9 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
     };
     if !arguments.once {
         invite(&running, &arguments.certs);
-        if let Err(error) = serve::wait_for_end() {
-            eprintln!("error: cannot wait for signals: {error}");
+        match serve::Signals::listen() {
+            Ok(mut signals) => signals.wait(|| ()),
+            Err(error) => eprintln!("error: cannot wait for signals: {error}"),
         }
     }
     let stopped = running.stop();

@@ -1,15 +1,18 @@
 //! `dwarpal serve`: runs the gateway until it is told to stop.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{FAILED, OverrideArguments, YES, complain};
 use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Gateway, Running, StartError};
-use crate::log;
+use crate::sandbox::{self, Sandbox};
+use crate::{log, service};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -27,9 +30,19 @@ pub fn run(arguments: Arguments) -> u8 {
     };
     log::init(config.settings.log);
     raise_open_files(config.settings.listen.connections_max);
+    let sandbox = match sandbox::enter(&config, &arguments.config) {
+        Ok(sandbox) => sandbox,
+        Err(what) => {
+            eprintln!("error: {what}");
+            return FAILED;
+        }
+    };
     match Gateway::start(config, Clock::system()) {
-        Ok(running) => until_told(running),
-        Err(StartError::Configuration(problems)) => complain(&problems),
+        Ok(running) => until_told(running, sandbox),
+        Err(StartError::Configuration(mut problems)) => {
+            sandbox::explain(&mut problems);
+            complain(&problems)
+        }
         Err(StartError::Failed(what)) => {
             eprintln!("error: {what}");
             FAILED
@@ -48,26 +61,29 @@ fn raise_open_files(connections_max: usize) {
 }
 
 /// Reloads upon SIGHUP, until SIGTERM or SIGINT; then drains. A second of these ends the process at once.
-fn until_told(running: Running) -> u8 {
+fn until_told(running: Running, sandbox: Sandbox) -> u8 {
+    // Before anybody learns that it serves: a signal that nobody waits for ends the process.
+    let mut signals = match Signals::listen().and_then(Signals::with_hang_up) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: cannot wait for signals: {error}");
+            return FAILED;
+        }
+    };
     let workers = running.gateway.snapshot().settings.listen.workers;
-    let told = until_end(async || {
-        let mut hang_up = signal(SignalKind::hangup())?;
-        // Only now: whoever reads this may signal at once, and a signal that is not waited for ends the process.
-        tracing::info!(address = %running.address, metrics = %running.metrics_address, workers, "serving");
-        loop {
-            hang_up.recv().await;
-            running.gateway.reload();
-        }
-    });
-    if let Err(error) = told {
-        eprintln!("error: cannot wait for signals: {error}");
-        return FAILED;
-    }
+    let Sandbox { landlock, seccomp } = sandbox;
+    running.gateway.metrics.sandbox("landlock", landlock.is_active());
+    running.gateway.metrics.sandbox("seccomp", seccomp.is_active());
+    let (address, metrics) = (running.address, running.metrics_address);
+    tracing::info!(%address, %metrics, workers, %landlock, %seccomp, "serving");
+    service::ready(&format!("serving {address}; landlock {landlock}, seccomp {seccomp}"));
+    signals.wait(|| drop(running.gateway.reload()));
     tracing::info!("draining");
-    std::thread::spawn(|| {
-        if wait_for_end().is_ok() {
-            std::process::exit(i32::from(FAILED));
-        }
+    service::stopping(running.gateway.snapshot().settings.http.drain_timeout);
+    std::thread::spawn(move || {
+        signals.wait(|| ());
+        tracing::warn!("a second signal: the process ends at once");
+        std::process::exit(i32::from(FAILED));
     });
     match running.stop() {
         Ok(()) => YES,
@@ -78,20 +94,46 @@ fn until_told(running: Running) -> u8 {
     }
 }
 
-/// Waits for SIGTERM or SIGINT.
-pub fn wait_for_end() -> std::io::Result<()> {
-    until_end(async || std::future::pending().await)
+/// SIGTERM and SIGINT, and SIGHUP if it is asked for, from when this was made on.
+pub struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Option<Signal>,
 }
 
-/// Does something else until SIGTERM or SIGINT.
-fn until_end(meanwhile: impl AsyncFnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-            failed = meanwhile() => failed,
-        }
-    })
+impl Signals {
+    pub fn listen() -> io::Result<Signals> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        drop(entered);
+        Ok(Signals { runtime, terminate, interrupt, hang_up: None })
+    }
+
+    pub fn with_hang_up(mut self) -> io::Result<Signals> {
+        let entered = self.runtime.enter();
+        let hang_up = signal(SignalKind::hangup())?;
+        drop(entered);
+        self.hang_up = Some(hang_up);
+        Ok(self)
+    }
+
+    /// Waits for the end, and calls `hung_up` for each SIGHUP before.
+    pub fn wait(&mut self, hung_up: impl Fn()) {
+        let Signals { runtime, terminate, interrupt, hang_up } = self;
+        let mut hangs_up = async || match hang_up {
+            Some(hang_up) => hang_up.recv().await,
+            None => std::future::pending().await,
+        };
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hangs_up() => hung_up(),
+                }
+            }
+        });
+    }
 }

@@ -9,6 +9,7 @@ use super::network_file::parse_cidr;
 use super::reader::Reader;
 use super::settings::*;
 use crate::policy::fields::is_reserved;
+use crate::policy::networks::is_wide;
 use crate::policy::route::{Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
 use crate::policy::shape::{Accepts, Field, Shape, parse_pointer};
 use crate::subject::Kind;
@@ -39,6 +40,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let http = root.want_table("http", http);
     let metrics = root.table("metrics", metrics);
     let log = root.want_table("log", log);
+    let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
     let directory = root.table("data", |table| data(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
@@ -54,6 +56,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             http: http?.unwrap_or_else(default_http),
             metrics: metrics?,
             log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
+            sandbox: sandbox?.unwrap_or_else(default_sandbox),
             directory: directory?,
             backends,
             limiter_entries_max: entries_max?.unwrap_or(ENTRIES_MAX) as usize,
@@ -92,6 +95,7 @@ fn listen(table: &Reader) -> Option<(Listen, Vec<String>)> {
     let workers = table.integer("workers", 0..=1024, Some(0));
     let connections_max = table.integer("connections_max", 1..=10_000_000, Some(10_000));
     let per_source = table.integer("connections_per_source_max", 1..=10_000_000, Some(500));
+    let proxy_protocol = table.want_table("proxy_protocol", proxy_protocol);
     let workers = match workers? {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers as usize,
@@ -101,8 +105,31 @@ fn listen(table: &Reader) -> Option<(Listen, Vec<String>)> {
         workers,
         connections_max: connections_max? as usize,
         connections_per_source_max: per_source? as usize,
+        proxy_protocol: proxy_protocol?.unwrap_or_else(default_proxy_protocol),
     };
     Some((listen, hosts?))
+}
+
+fn default_proxy_protocol() -> ProxyProtocol {
+    ProxyProtocol { from: Vec::new(), header_timeout: 2 * SECOND, header_bytes_max: 1 << 10, waiting_max: 512 }
+}
+
+fn proxy_protocol(table: &Reader) -> Option<ProxyProtocol> {
+    let default = default_proxy_protocol();
+    let from = table.texts("from", |text| {
+        let network = parse_cidr(text, "", "").map_err(|problem| told(&problem))?;
+        // Whoever is in it can claim any address, and so be in any partner's network.
+        if is_wide(&network) { Err("it is at most a /24 or /56: name the balancers".to_owned()) } else { Ok(network) }
+    });
+    let timeout = table.duration("header_timeout", Duration::from_millis(1)..=60 * SECOND, default.header_timeout);
+    let bytes_max = table.bytes("header_bytes_max", 52..=16 << 10, default.header_bytes_max as u64);
+    let waiting_max = table.integer("waiting_max", 1..=1_000_000, Some(default.waiting_max as i64));
+    Some(ProxyProtocol {
+        from: from?,
+        header_timeout: timeout?,
+        header_bytes_max: bytes_max? as usize,
+        waiting_max: waiting_max? as usize,
+    })
 }
 
 fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
@@ -226,6 +253,27 @@ fn log(table: &Reader) -> Option<Log> {
         _ => Err("it is \"error\", \"warn\", \"info\" or \"debug\"".to_owned()),
     });
     Some(Log { format: format?.unwrap_or(LogFormat::Json), level: level?.unwrap_or(LogLevel::Info) })
+}
+
+fn default_sandbox() -> Sandbox {
+    Sandbox { landlock: Confinement::On, seccomp: Confinement::On, read: Vec::new() }
+}
+
+fn sandbox(table: &Reader, directory: &Path) -> Option<Sandbox> {
+    let confinement = |text: &str| match text {
+        "required" => Ok(Confinement::Required),
+        "on" => Ok(Confinement::On),
+        "off" => Ok(Confinement::Off),
+        _ => Err("it is \"required\", \"on\" (where the kernel has it) or \"off\"".to_owned()),
+    };
+    let (landlock, seccomp) = (table.want("landlock", confinement), table.want("seccomp", confinement));
+    let read = table.texts("read", |text| Ok(directory.join(text)));
+    let default = default_sandbox();
+    Some(Sandbox {
+        landlock: landlock?.unwrap_or(default.landlock),
+        seccomp: seccomp?.unwrap_or(default.seccomp),
+        read: read?,
+    })
 }
 
 fn backend(table: &Reader) -> Option<Backend> {

@@ -16,6 +16,7 @@ pub struct Settings {
     pub http: Http,
     pub metrics: Metrics,
     pub log: Log,
+    pub sandbox: Sandbox,
     /// Where everything is kept that outlives the process.
     pub directory: PathBuf,
     pub backends: Vec<Backend>,
@@ -30,6 +31,17 @@ pub struct Listen {
     pub workers: usize,
     pub connections_max: usize,
     pub connections_per_source_max: usize,
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Balancers that say for whom they connect. Nobody, unless they are named.
+#[derive(Clone, Debug)]
+pub struct ProxyProtocol {
+    pub from: Vec<IpNet>,
+    pub header_timeout: Duration,
+    pub header_bytes_max: usize,
+    /// Connections of all balancers whose header has not come yet.
+    pub waiting_max: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +106,24 @@ pub struct Metrics {
     pub networks: Vec<IpNet>,
 }
 
+/// What the process takes away from itself before it serves.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    pub landlock: Confinement,
+    pub seccomp: Confinement,
+    /// Directories that may be read besides those of the files that the configuration names.
+    pub read: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// Without it the gateway does not start.
+    Required,
+    /// Where the kernel has it.
+    On,
+    Off,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Log {
     pub format: LogFormat,
@@ -153,6 +183,13 @@ impl Tls {
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         let issuers = self.issuers.iter().flat_map(|issuer| issuer.crls.iter().chain([&issuer.certificates]));
         issuers.chain([&self.certificate, &self.key]).cloned()
+    }
+}
+
+impl ProxyProtocol {
+    /// Whether this address has to say for whom it connects.
+    pub fn expects(&self, peer: IpAddr) -> bool {
+        self.from.iter().any(|network| network.contains(&peer))
     }
 }
 

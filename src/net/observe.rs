@@ -15,12 +15,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::gateway::Gateway;
+use crate::service;
 
 /// Scrapers and balancers at the same time; more wait.
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The listener's thread; also sweeps the state now and then. Ends with the gateway.
+/// The listener's thread; also looks after what is nobody else's. Ends with the gateway.
 pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: std::net::TcpListener) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     runtime.block_on(async move {
@@ -29,6 +30,7 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
             let gateway = gateway.clone();
             async move { gateway.sweep().await }
         });
+        tokio::spawn(service::watchdog(gateway.clone()));
         tokio::select! {
             () = serve(listener, &gateway) => {}
             () = gateway.drained() => {}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::connection;
+use super::proxy_protocol::{self, Progress};
 use super::tls::{Client, Refusal, canonical};
 use super::upstream::Pools;
 use crate::clock::Timestamp;
@@ -41,6 +42,8 @@ pub struct Worker {
 pub struct Load {
     open: AtomicUsize,
     handshakes: AtomicUsize,
+    /// Accepted from a balancer, whose header has not come yet.
+    waiting: AtomicUsize,
     sources: Mutex<HashMap<IpAddr, usize>>,
     workers: Vec<Share>,
 }
@@ -48,6 +51,7 @@ pub struct Load {
 #[derive(Debug)]
 struct Share {
     open: AtomicUsize,
+    beats: AtomicU64,
     hand_over: mpsc::UnboundedSender<Arrival>,
 }
 
@@ -74,7 +78,7 @@ impl Load {
         let mut inboxes = Vec::new();
         for _ in 0..workers {
             let (hand_over, inbox) = mpsc::unbounded_channel();
-            load.workers.push(Share { open: AtomicUsize::new(0), hand_over });
+            load.workers.push(Share { open: AtomicUsize::new(0), beats: AtomicU64::new(0), hand_over });
             inboxes.push(inbox);
         }
         (load, inboxes)
@@ -82,6 +86,11 @@ impl Load {
 
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// How often the heart of each worker has beaten.
+    pub fn beats(&self) -> Vec<u64> {
+        self.workers.iter().map(|share| share.beats.load(Ordering::Relaxed)).collect()
     }
 
     /// Counts a connection in, or says why not.
@@ -142,6 +151,7 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
         let listener = TcpListener::from_std(listener)?;
         let worker = Rc::new(Worker { gateway, pools: Pools::default(), ledger: RefCell::default(), index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
+        tokio::task::spawn_local(beat(worker.clone()));
         let stopped = worker.gateway.drained();
         tokio::select! {
             never = accept(listener, &worker) => match never {},
@@ -164,16 +174,7 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
             }
         };
         match accepted {
-            Ok((stream, address)) => {
-                let gateway = &worker.gateway;
-                let source = canonical(address.ip());
-                if let Err(reason) = admit(stream, source, worker) {
-                    gateway.metrics.connection_refused(reason);
-                    gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
-                        tracing::info!(%source, reason, unlogged, "connection refused");
-                    });
-                }
-            }
+            Ok((stream, address)) => meet(stream, canonical(address.ip()), worker),
             Err(error) => {
                 // Out of file descriptors or memory: what is open goes on, and closing some of it makes room.
                 worker.gateway.metrics.connection_refused("accept-failed");
@@ -182,6 +183,66 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
             }
         }
     }
+}
+
+/// A balancer has to say for whom it connects before anything else counts; from anybody else that is not looked for.
+fn meet(stream: TcpStream, peer: IpAddr, worker: &Rc<Worker>) {
+    if worker.gateway.snapshot().settings.listen.proxy_protocol.expects(peer) {
+        tokio::task::spawn_local(introduce(stream, peer, worker.clone()));
+    } else if let Err(reason) = admit(stream, peer, worker) {
+        turned_away(worker, peer, None, reason);
+    }
+}
+
+/// Waits for a balancer's header, then treats the connection as one from the address in it.
+async fn introduce(mut stream: TcpStream, balancer: IpAddr, worker: Rc<Worker>) {
+    let snapshot = worker.gateway.snapshot();
+    let rules = &snapshot.settings.listen.proxy_protocol;
+    let waiting = Counted::begin(&worker.gateway.load.waiting);
+    let introduced = if waiting.count > rules.waiting_max {
+        Err("proxy-waiting-max")
+    } else {
+        let header = read_header(&mut stream, rules.header_bytes_max);
+        timeout(rules.header_timeout, header).await.unwrap_or(Err("proxy-timeout"))
+    };
+    drop(waiting);
+    match introduced {
+        Ok(source) => {
+            if let Err(reason) = admit(stream, source, &worker) {
+                turned_away(&worker, source, Some(balancer), reason);
+            }
+        }
+        Err(reason) => turned_away(&worker, balancer, Some(balancer), reason),
+    }
+}
+
+/// Reads a header and not a byte more: what follows is TLS.
+async fn read_header(stream: &mut TcpStream, bytes_max: usize) -> Result<IpAddr, &'static str> {
+    let mut header = Vec::new();
+    loop {
+        let needed = match proxy_protocol::parse(&header, bytes_max).map_err(proxy_protocol::Refusal::code)? {
+            Progress::Header { source, .. } => return Ok(source),
+            Progress::NeedMore(needed) => needed,
+        };
+        match (&mut *stream).take((needed - header.len()) as u64).read_buf(&mut header).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Err("proxy-ended"),
+        }
+    }
+}
+
+fn turned_away(worker: &Worker, source: IpAddr, balancer: Option<IpAddr>, reason: &'static str) {
+    let gateway = &worker.gateway;
+    gateway.metrics.connection_refused(reason);
+    if matches!(reason, "proxy-local" | "proxy-ended") {
+        // A balancer's health checks, every few seconds: nobody wanted in.
+        tracing::debug!(%source, reason, "connection refused");
+        return;
+    }
+    gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+        let balancer = balancer.map(tracing::field::display);
+        tracing::info!(%source, balancer, reason, unlogged, "connection refused");
+    });
 }
 
 /// The gate before TLS: some partner's network, and room.
@@ -203,6 +264,17 @@ fn admit(stream: TcpStream, source: IpAddr, worker: &Rc<Worker>) -> Result<(), &
     share.send(Arrival { stream, source, place }).map_err(|_| "hand-over-failed")
 }
 
+/// Shows that this worker's runtime still runs its tasks.
+async fn beat(worker: Rc<Worker>) {
+    loop {
+        worker.gateway.load.workers[worker.index].beats.fetch_add(1, Ordering::Relaxed);
+        sleep(BEAT_EVERY).await;
+    }
+}
+
+/// Well below half of any watchdog's time.
+const BEAT_EVERY: Duration = Duration::from_millis(250);
+
 async fn receive(mut inbox: Inbox, worker: Rc<Worker>) {
     while let Some(Arrival { stream, source, place }) = inbox.recv().await {
         match TcpStream::from_std(stream) {
@@ -218,8 +290,7 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let snapshot = gateway.snapshot();
     let settings = snapshot.settings.clone();
     let settings = &settings.tls;
-    let load = &gateway.load;
-    let under_way = Shaking::begin(load);
+    let under_way = Counted::begin(&gateway.load.handshakes);
     if under_way.count > settings.handshakes_max {
         gateway.metrics.handshake(Refusal::Busy.code());
         return;
@@ -306,21 +377,20 @@ async fn linger(mut stream: TcpStream) {
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_READS_MAX: usize = 16;
 
-/// One handshake in flight.
-struct Shaking<'a> {
-    load: &'a Load,
+/// One of so many, `count` with itself, until it is dropped.
+struct Counted<'a> {
+    counter: &'a AtomicUsize,
     count: usize,
 }
 
-impl<'a> Shaking<'a> {
-    fn begin(load: &'a Load) -> Shaking<'a> {
-        let count = load.handshakes.fetch_add(1, Ordering::Relaxed) + 1;
-        Shaking { load, count }
+impl<'a> Counted<'a> {
+    fn begin(counter: &'a AtomicUsize) -> Counted<'a> {
+        Counted { counter, count: counter.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 }
 
-impl Drop for Shaking<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.load.handshakes.fetch_sub(1, Ordering::Relaxed);
+        self.counter.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,7 @@ pub mod intake;
 pub mod listen;
 pub mod lookup;
 pub mod paced;
+pub mod proxy_protocol;
 pub mod record;
 pub mod tls;
 pub mod upstream;

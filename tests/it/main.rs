@@ -1,11 +1,15 @@
 //! What holds of the whole? One integration binary; these modules are its table of contents.
 
+/// Balancers that say for whom they connect, HAProxy among them.
+mod balancer;
 /// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
 mod clients;
 /// The shipped configuration, and what a mistaken one is told.
 mod configuration;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
+/// Starting, confined, watched, under pressure, through steps of the clock, to the end.
+mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
 mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.

@@ -249,8 +249,18 @@ impl Setup {
 
     /// The gateway as a process of its own: the real binary.
     pub fn spawn(self, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> World {
+        self.spawn_under(&[], &[], script)
+    }
+
+    /// The same, started by another program and with more in its environment.
+    pub fn spawn_under(
+        self,
+        starter: &[&str],
+        environment: &[(&str, &str)],
+        script: impl Fn(&mut Exchange) + Send + Sync + 'static,
+    ) -> World {
         let (directory, backend) = self.stage(script);
-        let (process, serving) = Process::serve(directory.path());
+        let (process, serving) = Process::serve(directory.path(), starter, environment);
         let (address, metrics_address) = addresses(&serving);
         World { address, metrics_address, backend, host: Host::Process(process), directory }
     }
@@ -326,7 +336,7 @@ impl World {
 
     /// Starts the gateway's process again after it has ended.
     pub fn restart(&mut self) {
-        let (process, serving) = Process::serve(self.directory.path());
+        let (process, serving) = Process::serve(self.directory.path(), &[], &[]);
         (self.address, self.metrics_address) = addresses(&serving);
         self.host = Host::Process(process);
     }
@@ -408,9 +418,10 @@ pub struct Process {
 
 impl Process {
     /// Also returns the log line by which it said that it serves.
-    fn serve(config: &Path) -> (Process, serde_json::Value) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dwarpal"));
-        command.args(["serve", "--config"]).arg(config);
+    fn serve(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> (Process, serde_json::Value) {
+        let words = [starter, &[env!("CARGO_BIN_EXE_dwarpal"), "serve", "--config"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(config).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));

@@ -122,6 +122,11 @@ pub fn attempt(
     protocol: &[u8],
     provider: CryptoProvider,
 ) -> io::Result<Line> {
+    over(tcp(source, gateway)?, leaf, protocol, provider)
+}
+
+/// Tries a handshake on a connection that is there already.
+pub fn over(stream: TcpStream, leaf: Option<&Leaf>, protocol: &[u8], provider: CryptoProvider) -> io::Result<Line> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_file(pki().partners.certificate()).expect("root");
     roots.add(root).expect("root");
@@ -139,7 +144,7 @@ pub fn attempt(
     config.alpn_protocols = vec![protocol.to_vec()];
     let name = ServerName::try_from("localhost").expect("name");
     let session = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
-    let mut stream = StreamOwned::new(session, tcp(source, gateway)?);
+    let mut stream = StreamOwned::new(session, stream);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }

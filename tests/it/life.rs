@@ -1,0 +1,304 @@
+//! How does the process live? What the service manager hears, what the sandbox forbids, pressure, clock steps, the end.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dwarpal::config;
+use dwarpal::config::problem::Problem;
+use dwarpal::config::settings::Overrides;
+use dwarpal::sandbox;
+use tempfile::TempDir;
+
+use crate::world::backend::one_person;
+use crate::world::pki::pki;
+use crate::world::process::run;
+use crate::world::{PATIENCE, Setup, World, dwarpal, package};
+
+const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// Where a service manager would listen.
+struct Manager {
+    socket: UnixDatagram,
+    path: String,
+    _directory: TempDir,
+}
+
+impl Manager {
+    fn new() -> Manager {
+        let directory = TempDir::new().expect("directory");
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("bind");
+        socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        Manager { socket, path: path.display().to_string(), _directory: directory }
+    }
+
+    /// The next message.
+    #[track_caller]
+    fn told(&self) -> String {
+        let mut message = [0; 4_096];
+        let length = self.socket.recv(&mut message).expect("a message");
+        String::from_utf8(message[..length].to_vec()).expect("text")
+    }
+}
+
+#[test]
+fn the_service_manager_hears_of_the_beginning_and_the_end() {
+    let manager = Manager::new();
+    let setup = Setup::new().gateway("drain_timeout = \"0s\"", "drain_timeout = \"3s\"");
+    let mut world = setup.spawn_under(&[], &[("NOTIFY_SOCKET", &manager.path)], one_person);
+    let ready = manager.told();
+    assert!(ready.starts_with(&format!("READY=1\nSTATUS=serving {}", world.address)), "{ready}");
+    world.process().terminate();
+    assert_eq!(manager.told(), "STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=13000000\n");
+    assert_eq!(world.process().ended(), Some(0));
+}
+
+#[test]
+fn the_watchdog_is_told_for_as_long_as_all_workers_live() {
+    let manager = Manager::new();
+    let setup = Setup::new().gateway("workers = 1", "workers = 2");
+    let environment = [("NOTIFY_SOCKET", manager.path.as_str()), ("WATCHDOG_USEC", "1500000")];
+    let mut world = setup.spawn_under(&[], &environment, one_person);
+    assert!(manager.told().starts_with("READY=1\n"));
+    let begun = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(manager.told(), "WATCHDOG=1\n");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(2_600), "at half of the time: {:?}", begun.elapsed());
+
+    // strace stops this one thread at its next system call, and nothing else of the process.
+    let worker = thread(&mut world, "worker-1");
+    let mut hold = Command::new("strace");
+    hold.args(["-p", &worker, "-e", "trace=epoll_wait,epoll_pwait"]);
+    hold.args(["-e", "inject=epoll_wait,epoll_pwait:delay_enter=60000000", "-o", "/dev/null"]);
+    let mut hold = hold.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("strace");
+    world.process().logged(|line| line["message"].as_str().is_some_and(|text| text.starts_with("a worker hangs")));
+    manager.socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+    let mut message = [0; 64];
+    // What was said before the worker hung may still be read.
+    let heard = (0..6).map(|_| manager.socket.recv(&mut message)).take_while(Result::is_ok).count();
+    assert!(heard < 4, "{heard} messages, though a worker hangs");
+    let _ = hold.kill();
+    let _ = hold.wait();
+    manager.socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    assert_eq!(manager.told(), "WATCHDOG=1\n", "it goes on when the worker does");
+}
+
+/// The id of one of the gateway's threads.
+fn thread(world: &mut World, name: &str) -> String {
+    let tasks = format!("/proc/{}/task", world.process().child.id());
+    let tasks = std::fs::read_dir(&tasks).expect("threads").map(|task| task.expect("a thread").path());
+    let named =
+        |path: &std::path::PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let found = tasks.into_iter().find(named).unwrap_or_else(|| panic!("no thread {name}"));
+    found.file_name().expect("an id").to_string_lossy().into_owned()
+}
+
+/// Value of a key of the unit, or the values where it stands more than once.
+fn unit(key: &str) -> Vec<String> {
+    let unit = std::fs::read_to_string(package("config/systemd/dwarpal.service")).expect("the unit");
+    let values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    values.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_unit_asks_for_what_the_gateway_does_and_takes_the_rest_away() {
+    for (key, value) in [
+        ("Type", "notify"),
+        ("NotifyAccess", "main"),
+        ("ExecReload", "/bin/kill -HUP $MAINPID"),
+        ("Restart", "on-failure"),
+        ("RestartPreventExitStatus", "2 3"),
+        ("DynamicUser", "yes"),
+        ("StateDirectory", "dwarpal"),
+        ("RuntimeDirectory", "dwarpal"),
+        ("NoNewPrivileges", "yes"),
+        ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE"),
+        ("ProtectSystem", "strict"),
+        ("MemoryDenyWriteExecute", "yes"),
+        ("RestrictAddressFamilies", "AF_INET AF_INET6 AF_UNIX"),
+        ("SystemCallArchitectures", "native"),
+        ("LimitCORE", "0"),
+        ("UMask", "0077"),
+    ] {
+        assert_eq!(unit(key), [value], "{key}");
+    }
+    let credential = unit("LoadCredential").concat();
+    assert!(credential.starts_with("gateway.key:/etc/dwarpal/"), "{credential}");
+    let number = |key: &str| unit(key).concat().parse::<u64>().expect(key);
+    assert!(number("WatchdogSec") >= 5, "a loaded machine is not a hung worker");
+    assert!(number("LimitNOFILE") >= 2 * 10_000 + 64, "two for each of connections_max");
+    assert!(number("TimeoutStopSec") > 20, "longer than drain_timeout");
+    // The command line is one that the binary takes: it complains of the configuration only.
+    let start = unit("ExecStart").concat();
+    let arguments: Vec<&str> = start.split(' ').skip(1).collect();
+    let empty = TempDir::new().expect("directory");
+    let nowhere = |argument: &&str| argument.replace("/etc/dwarpal", &empty.path().display().to_string());
+    let arguments: Vec<String> = arguments.iter().map(nowhere).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    assert_eq!(dwarpal(&arguments, empty.path()).0, 3, "{arguments:?}");
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit() {
+    let analyze = |arguments: &[&str]| {
+        let mut command = Command::new("systemd-analyze");
+        command.args(arguments).stdin(Stdio::null()).output().ok()
+    };
+    if analyze(&["--version"]).is_none() {
+        // The other test of the unit holds everywhere; this one where systemd is.
+        return;
+    }
+    let directory = TempDir::new().expect("directory");
+    let file = directory.path().join("dwarpal.service");
+    let text = std::fs::read_to_string(package("config/systemd/dwarpal.service")).expect("the unit");
+    std::fs::write(&file, text.replace("/usr/local/bin/dwarpal", env!("CARGO_BIN_EXE_dwarpal"))).expect("write");
+    let file = file.display().to_string();
+    let verified = analyze(&["verify", "--man=no", &file]).expect("it runs");
+    let complaints = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && !complaints.contains("dwarpal.service"), "{complaints}");
+    // Exposure of at most 2 in 10.
+    let judged = analyze(&["security", "--offline=true", "--threshold=20", "--no-pager", &file]).expect("it runs");
+    assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stdout));
+}
+
+#[test]
+fn the_process_confines_itself_and_says_so() {
+    let manager = Manager::new();
+    let setup = Setup::new().gateway("workers = 1", "workers = 2");
+    let mut world = setup.spawn_under(&[], &[("NOTIFY_SOCKET", &manager.path)], one_person);
+    let serving = world.process().logged(|line| line["message"] == "serving");
+    assert_eq!((&serving["landlock"], &serving["seccomp"]), (&"enforced".into(), &"enforced".into()));
+    assert!(manager.told().contains("; landlock enforced, seccomp enforced\n"));
+    for feature in ["landlock", "seccomp"] {
+        assert_eq!(world.metric(&format!("dwarpal_sandbox{{feature=\"{feature}\"}}")), 1.0);
+    }
+    let tasks = format!("/proc/{}/task", world.process().child.id());
+    let mut threads = 0;
+    for task in std::fs::read_dir(tasks).expect("threads") {
+        let status = std::fs::read_to_string(task.expect("a thread").path().join("status")).expect("status");
+        let is = |wanted: &str| status.lines().any(|line| line == wanted);
+        assert!(is("Seccomp:\t2") && is("Seccomp_filters:\t2") && is("NoNewPrivs:\t1"), "{status}");
+        threads += 1;
+    }
+    assert!(threads >= 4, "the main thread, two workers and the observer, not {threads}");
+    assert_eq!(world.ask(WHOAMI).status, 200);
+}
+
+#[test]
+fn a_kernel_without_it_is_told_of_or_refused() {
+    let starter = |call: &str| {
+        let inject = format!("inject={call}:error=ENOSYS");
+        ["strace", "-D", "-qq", "-o", "/dev/null", "-e"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([inject])
+            .collect::<Vec<_>>()
+    };
+    for (feature, other, call) in
+        [("landlock", "seccomp", "landlock_create_ruleset"), ("seccomp", "landlock", "seccomp")]
+    {
+        let starter = starter(call);
+        let starter: Vec<&str> = starter.iter().map(String::as_str).collect();
+        let mut world = Setup::new().spawn_under(&starter, &[], one_person);
+        let serving = world.process().logged(|line| line["message"] == "serving");
+        assert_eq!((&serving[feature], &serving[other]), (&"unsupported".into(), &"enforced".into()));
+        assert_eq!(world.metric(&format!("dwarpal_sandbox{{feature=\"{feature}\"}}")), 0.0);
+        assert_eq!(world.ask(WHOAMI).status, 200);
+
+        let directory = TempDir::new().expect("directory");
+        Setup::new().section(&format!("\n[sandbox]\n{feature} = \"required\"\n")).write(directory.path(), None);
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).args([env!("CARGO_BIN_EXE_dwarpal"), "serve", "--config"]).arg(directory.path());
+        let ran = run(&mut command, b"");
+        let stderr = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.code, Some(4), "{stderr}");
+        let complaint = format!("sandbox.{feature} is \"required\", but this kernel has no {feature}");
+        assert!(stderr.contains(&complaint), "{stderr}");
+    }
+    let mut world = Setup::new().section("\n[sandbox]\nlandlock = \"off\"\nseccomp = \"off\"\n").spawn(one_person);
+    let serving = world.process().logged(|line| line["message"] == "serving");
+    assert_eq!((&serving["landlock"], &serving["seccomp"]), (&"off".into(), &"off".into()));
+    let status = format!("/proc/{}/status", world.process().child.id());
+    assert!(std::fs::read_to_string(status).expect("status").contains("\nSeccomp:\t0\n"));
+}
+
+/// A thread confines itself and no other, so that this can be tried here.
+#[test]
+fn the_sandbox_leaves_its_own_files_and_ports_and_nothing_else() {
+    let (directory, elsewhere) = (TempDir::new().expect("directory"), TempDir::new().expect("directory"));
+    let other = elsewhere.path().join("other");
+    std::fs::create_dir(&other).expect("directory");
+    for name in ["extra", "epoch.key", "list"] {
+        std::fs::write(other.join(name), "text").expect("write");
+    }
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("address").port();
+    let granted = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let setup = Setup::new()
+        .gateway("address = \"127.0.0.1:0\"\nhosts", &format!("address = \"{granted}\"\nhosts"))
+        .section(&format!("\n[sandbox]\nread = [\"{}\"]\n", elsewhere.path().join("later").display()));
+    std::fs::create_dir(elsewhere.path().join("later")).expect("directory");
+    std::fs::write(elsewhere.path().join("later/list"), "text").expect("write");
+    setup.write(directory.path(), None);
+    // The key is a link to a file in a directory that the configuration does not name.
+    let keys = elsewhere.path().join("keys");
+    std::fs::create_dir_all(directory.path().join("data")).expect("directory");
+    std::fs::create_dir(&keys).expect("directory");
+    std::fs::write(keys.join("real.key"), "text").expect("write");
+    std::os::unix::fs::symlink(keys.join("real.key"), directory.path().join("data/epoch.key")).expect("link");
+    let config = config::load(directory.path(), &Overrides::default()).unwrap_or_else(|wrong| panic!("{wrong:#?}"));
+    let (root, outside) = (directory.path().to_owned(), elsewhere.path().to_owned());
+    let confined = std::thread::spawn(move || {
+        let sandbox = sandbox::enter(&config, &root).expect("this kernel has both");
+        assert_eq!((sandbox.landlock, sandbox.seccomp), (sandbox::State::Enforced, sandbox::State::Enforced));
+        let refused = |result: io::Result<()>| {
+            assert_eq!(result.map_err(|error| error.kind()), Err(io::ErrorKind::PermissionDenied));
+        };
+        // Files.
+        let data = root.join("data");
+        let readable = [root.join("gateway.toml"), root.join("partners/alpha.toml"), data.join("epoch.key")];
+        for file in readable.into_iter().chain([pki().directory.join("gateway.key"), outside.join("later/list")]) {
+            std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        }
+        std::fs::write(data.join("one"), "text").expect("data may be written");
+        std::fs::hard_link(data.join("one"), data.join("two")).expect("and linked");
+        std::fs::rename(data.join("two"), data.join("three")).expect("and renamed");
+        std::fs::remove_file(data.join("one")).expect("and removed");
+        UnixDatagram::bind(data.join("socket")).expect("and listened in");
+        refused(std::fs::read(outside.join("other/extra")).map(drop));
+        refused(std::fs::read("/etc/hostname").map(drop));
+        refused(std::fs::read_dir("/").map(drop));
+        refused(std::fs::write(root.join("gateway.toml"), "text"));
+        refused(std::fs::write(root.join("partners/mallory.toml"), "text"));
+        refused(std::fs::write(outside.join("other/new"), "text"));
+        refused(std::fs::remove_file(outside.join("later/list")));
+        refused(std::fs::write(outside.join("keys/real.key"), "text"));
+        // Ports: its own, and whichever are free for the metrics; every backend.
+        TcpListener::bind(granted).expect("its own");
+        TcpListener::bind("127.0.0.1:0").expect("port 0 is configured for the metrics");
+        refused(TcpListener::bind(("127.0.0.2", port)).map(drop));
+        TcpStream::connect(("127.0.0.1", port)).expect("a backend of a later configuration");
+        // Programs: the child is ended at its first word.
+        let child = Command::new("/bin/true").status().expect("a child");
+        assert_eq!(child.signal(), Some(SIGSYS));
+        refused(std::os::unix::fs::chroot("/"));
+        // What a later configuration names elsewhere is told with what to do.
+        let named = format!("../{}/other/list", outside.file_name().expect("a name").to_string_lossy());
+        let error = std::fs::read(root.join(named)).expect_err("outside");
+        let mut problems = [Problem::error("gateway.toml", "issuer.crls", format!("cannot be read: {error}"))];
+        sandbox::explain(&mut problems);
+        assert!(problems[0].hint.contains("sandbox.read"), "{}", problems[0]);
+    });
+    confined.join().expect("every check held");
+    let mut untouched = [Problem::error("gateway.toml", "", "Permission denied")];
+    sandbox::explain(&mut untouched);
+    assert_eq!(untouched[0].hint, "", "here nobody is confined");
+}
+
+/// Sent to whoever makes a system call that ends it; of this number on every architecture but MIPS.
+const SIGSYS: i32 = 31;
