@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted_cert};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
@@ -234,6 +234,7 @@ fn trust(settings: &Settings) -> Result<(Arc<Trust>, Own), Vec<Problem>> {
             at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
         }));
     }
+    problems.extend(shared_anchors(&settings.tls.issuers, &issuers));
     let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
 
     let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
@@ -243,6 +244,23 @@ fn trust(settings: &Settings) -> Result<(Arc<Trust>, Own), Vec<Problem>> {
     let digest = digest(&issuers);
     let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
     Ok((Arc::new(trust), own))
+}
+
+/// A CA stands under one issuer: whom its certificates name would otherwise hang on the order of the issuers.
+fn shared_anchors(settings: &[Issuer], issuers: &[TrustedIssuer]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (nth, issuer) in issuers.iter().enumerate() {
+        let shares = |other: &&TrustedIssuer| {
+            let key = |anchor: &TrustAnchor| (anchor.subject.to_vec(), anchor.subject_public_key_info.to_vec());
+            other.anchors.iter().any(|anchor| issuer.anchors.iter().any(|mine| key(mine) == key(anchor)))
+        };
+        let Some(other) = issuers[..nth].iter().find(shares) else { continue };
+        let Some(declared) = settings.iter().find(|declared| declared.name == issuer.name) else { continue };
+        let message = format!("holds a CA that issuer {} holds as well", other.name);
+        let problem = at(&declared.place, "issuer.certificates", &declared.certificates, message);
+        problems.push(problem.with_hint("name each CA under one issuer; several partners may refer to it"));
+    }
+    problems
 }
 
 /// Of everything by which a client's chain is judged.

@@ -142,12 +142,14 @@ fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
     });
     let timeout = table.duration("handshake_timeout", SECOND..=60 * SECOND, 5 * SECOND);
     let handshakes_max = table.integer("handshakes_max", 1..=1_000_000, Some(512));
+    let handshakes_per_source_max = table.integer("handshakes_per_source_max", 1..=1_000_000, Some(64));
     Some(Tls {
         certificate: certificate?,
         key: key?,
         tls12: version?.unwrap_or(false),
         handshake_timeout: timeout?,
         handshakes_max: handshakes_max? as usize,
+        handshakes_per_source_max: handshakes_per_source_max? as usize,
         issuers: Vec::new(),
     })
 }

@@ -53,6 +53,7 @@ pub struct Tls {
     pub tls12: bool,
     pub handshake_timeout: Duration,
     pub handshakes_max: usize,
+    pub handshakes_per_source_max: usize,
     pub issuers: Vec<Issuer>,
 }
 

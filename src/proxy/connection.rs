@@ -22,7 +22,7 @@ use super::forward::Caller;
 use super::headers;
 use super::intake::Line;
 use super::listen::Worker;
-use super::paced::Bounds;
+use super::paced::{Bounds, Unread};
 use super::tls::{Client, Verified};
 use super::upstream::Pools;
 use super::wire::http1::HeadLimits;
@@ -89,7 +89,12 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
 
     // A partner's connections are capped by whose they are now; each request is identified anew.
     let partner = snapshot.policy.identify(&client.credential, gateway.clock.now());
-    let place = partner.and_then(|id| {
+    // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
+    let admitted = partner.filter(|id| {
+        let networks = &snapshot.policy.partner(*id).networks;
+        matches!(networks.find(source, gateway.clock.now()), Match::Found(_))
+    });
+    let place = admitted.and_then(|id| {
         let partner = snapshot.policy.partner(id);
         gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
         snapshot.state(id).connect(partner.limits.connections_max)
@@ -110,7 +115,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         server_name,
         wire: handle,
         worker,
-        over_capacity: partner.is_some() && place.is_none(),
+        over_capacity: admitted.is_some() && place.is_none(),
         _place: place,
         requests: Cell::new(0),
         ever: Cell::new(false),
@@ -378,7 +383,7 @@ impl Peer {
 
     /// After some refusals the connection is not worth keeping: what follows on it could be read in two ways, or it
     /// must not be held open by somebody without rights.
-    pub fn closes_after(&self, reason: Reason) -> bool {
+    pub fn closes_after(&self, reason: Reason, body: &Unread) -> bool {
         let unsafe_to_go_on = matches!(
             reason,
             Reason::MalformedRequest
@@ -393,12 +398,15 @@ impl Peer {
                 | Reason::TrustWithdrawn
                 | Reason::PartnerFrozen
                 | Reason::ConnectionsPartner
+                | Reason::PartnerNotValid
+                | Reason::NetworkNotAllowed
+                | Reason::NetworkExpired
         );
         if unsafe_to_go_on && self.http2 {
             // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY.
             self.leave.notify_one();
         }
-        unsafe_to_go_on && !self.http2
+        (unsafe_to_go_on || body.is_long()) && !self.http2
     }
 
     pub fn begins(&self) {

@@ -22,8 +22,10 @@ use super::proxy_protocol::{self, Progress};
 use super::tls::{Client, Refusal, canonical};
 use super::upstream::Pools;
 use crate::clock::Timestamp;
+use crate::config::settings::Tls;
 use crate::gateway::Gateway;
 use crate::policy::admit::Standing;
+use crate::policy::charge::site;
 use crate::snapshot::Snapshot;
 use crate::state::PartnerState;
 use crate::state::store::Ledger;
@@ -44,8 +46,35 @@ pub struct Load {
     handshakes: AtomicUsize,
     /// Accepted from a balancer, whose header has not come yet.
     waiting: AtomicUsize,
-    sources: Mutex<HashMap<IpAddr, usize>>,
+    open_by_source: BySource,
+    handshakes_by_source: BySource,
     workers: Vec<Share>,
+}
+
+/// How many each source has of something. A source is an IPv4 address or an IPv6 /64: nobody has less than that, and so
+/// nobody gets more by using all of it.
+#[derive(Debug, Default)]
+struct BySource(Mutex<HashMap<IpAddr, usize>>);
+
+impl BySource {
+    /// Whether there was one left of `max`; it is to be given back.
+    fn take(&self, source: IpAddr, max: usize) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(site(source)).or_default();
+        let left = *count < max;
+        *count += usize::from(left);
+        left
+    }
+
+    fn give_back(&self, source: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&site(source)) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&site(source));
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -99,14 +128,10 @@ impl Load {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-max");
         }
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = sources.entry(source).or_default();
-        if *of_source >= per_source_max {
+        if !self.open_by_source.take(source, per_source_max) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-per-source-max");
         }
-        *of_source += 1;
-        drop(sources);
         let least = self.workers.iter().enumerate().min_by_key(|(_, share)| share.open.load(Ordering::Relaxed));
         let worker = least.map_or(0, |(at, _)| at);
         self.workers[worker].open.fetch_add(1, Ordering::Relaxed);
@@ -118,13 +143,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.load.open.fetch_sub(1, Ordering::Relaxed);
         self.load.workers[self.worker].open.fetch_sub(1, Ordering::Relaxed);
-        let mut sources = self.load.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
+        self.load.open_by_source.give_back(self.source);
     }
 }
 
@@ -290,11 +309,13 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let snapshot = gateway.snapshot();
     let settings = snapshot.settings.clone();
     let settings = &settings.tls;
-    let under_way = Counted::begin(&gateway.load.handshakes);
-    if under_way.count > settings.handshakes_max {
+    let Some(under_way) = Shaking::begin(&gateway.load, source, settings) else {
         gateway.metrics.handshake(Refusal::Busy.code());
+        gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+            tracing::info!(%source, reason = Refusal::Busy.code(), unlogged, "handshake refused");
+        });
         return;
-    }
+    };
     let Ok((config, attempt)) = snapshot.trust.attempt() else {
         gateway.metrics.handshake(Refusal::Other.code());
         return;
@@ -376,6 +397,29 @@ async fn linger(mut stream: TcpStream) {
 /// How long, and for how many reads, a refused client may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_READS_MAX: usize = 16;
+
+/// A handshake under way. All together are bounded, and those of one source to a part of that: it takes no certificate to
+/// begin one and never end it.
+struct Shaking<'a> {
+    load: &'a Load,
+    source: IpAddr,
+    _one: Counted<'a>,
+}
+
+impl<'a> Shaking<'a> {
+    fn begin(load: &'a Load, source: IpAddr, settings: &Tls) -> Option<Shaking<'a>> {
+        let one = Counted::begin(&load.handshakes);
+        let fits = one.count <= settings.handshakes_max;
+        let taken = fits && load.handshakes_by_source.take(source, settings.handshakes_per_source_max);
+        taken.then_some(Shaking { load, source, _one: one })
+    }
+}
+
+impl Drop for Shaking<'_> {
+    fn drop(&mut self) {
+        self.load.handshakes_by_source.give_back(self.source);
+    }
+}
 
 /// One of so many, `count` with itself, until it is dropped.
 struct Counted<'a> {

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use self::http1::{Fate, Gate, HeadLimits};
 use self::http2::{FrameLimits, Meter};
@@ -188,6 +188,8 @@ pub struct Wire<S> {
     patience: Patience,
     /// Made when a write has to wait for the first time; most connections never do.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Made when this side is closed and the peer's is not.
+    farewell: Option<Pin<Box<Sleep>>>,
     started: Instant,
     shared: Rc<Shared>,
 }
@@ -249,6 +251,10 @@ enum Side {
 /// connection, which can destroy the answer on its way (RFC 9112 §9.6). So much is read and thrown away.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
 
+/// The same for a body that nobody wants, after the answer has gone out and this side is closed: for so long, however much
+/// comes, since a client that sends fast is the one that would miss the answer.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl<S> Wire<S> {
     pub fn http1(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
         Wire::new(stream, Side::Http1(Gate::new(limits.head)), limits)
@@ -266,6 +272,7 @@ impl<S> Wire<S> {
             drained: 0,
             patience: Patience::new(limits.write_rate_min, limits.write_grace),
             alarm: None,
+            farewell: None,
             started: Instant::now(),
             shared: shared.clone(),
         };
@@ -329,6 +336,26 @@ impl<S: AsyncRead + Unpin> Wire<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Wire<S> {
+    /// Closed upon a peer that is still sending: what it sends is thrown away for a moment, so that it reads the answer
+    /// before a reset destroys it (RFC 9112 §9.6).
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let farewell = self.farewell.get_or_insert_with(|| Box::pin(sleep(FAREWELL_TIMEOUT)));
+        if farewell.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut buffer = [0; 4096];
+        let mut rest = ReadBuf::new(&mut buffer);
+        loop {
+            rest.clear();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut rest))?;
+            if rest.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -378,7 +405,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -407,8 +434,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
-        this.paced(cx, outcome).map_ok(|_| ())
+        if this.farewell.is_none() {
+            let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
+            ready!(this.paced(cx, outcome))?;
+        }
+        match &this.side {
+            Side::Http1(gate) if gate.is_mid_message() => this.poll_farewell(cx),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -559,7 +592,7 @@ mod tests {
 
     fn run_http1<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Call>, Handle) {
         let calls = Rc::new(RefCell::new(Vec::new()));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let handle = runtime.block_on(http1_server(Pieces::new(pieces), calls.clone(), EndOfStream::HalfCloses));
         (calls.take(), handle)
     }
