@@ -739,18 +739,17 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     let (at, way) = best.ok_or(vec![NoRoute])?;
     let grant = caller.grants.iter().find(|grant| grant.way == at).ok_or(vec![NoGrant])?;
 
+    if way.lookup.is_some() && way.members().is_empty() && !matches!(request.body, Body::Absent) {
+        return Err(vec![BodyNotExpected]);
+    }
     let asked: Vec<&str> = request.query.iter().map(|(name, _)| *name).collect();
     step(&declared_once(&asked, &way.parameters(), [ParameterUndeclared, ParameterDuplicate, ParameterMissing]))?;
     let ground = |purpose| Ok(Ground { caller: owner, network, way: Some(at), purpose });
     let Some(declared) = &way.lookup else { return ground(None) };
-    match (&request.body, way.members().is_empty()) {
-        (Body::Absent, true) => {}
-        (_, true) => return Err(vec![BodyNotExpected]),
-        (Body::Members(members), false) => {
-            let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
-            step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
-        }
-        (_, false) => return Err(vec![BodyNotJson]),
+    if !way.members().is_empty() {
+        let Body::Members(members) = &request.body else { return Err(vec![BodyNotJson]) };
+        let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
+        step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
     }
     let actor = declared.actor.and_then(|place| request.at(place));
     let subject = request.at(&declared.subject).ok_or(IdentifierMissing);
