@@ -6,6 +6,8 @@ mod clients;
 mod configuration;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
+/// Hostile callers: bytes, frames, slowness and floods, row by row.
+mod hostile;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
 mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.
