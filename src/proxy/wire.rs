@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use self::http1::{Fate, Gate, HeadLimits};
 use self::http2::{FrameLimits, Meter};
@@ -183,11 +183,13 @@ impl Default for Limits {
 pub struct Wire<S> {
     stream: S,
     side: Side,
-    /// Bytes read and thrown away behind a refused head.
+    /// Bytes read and thrown away behind a refused head, or behind the end.
     drained: usize,
     patience: Patience,
     /// Made when a write has to wait for the first time; most connections never do.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// The last byte was written, and the peer was told so.
+    is_shut: bool,
     started: Instant,
     shared: Rc<Shared>,
 }
@@ -248,6 +250,9 @@ enum Side {
 /// A partner whose head was refused may still be sending its body, and closing upon unread bytes makes TCP reset the
 /// connection, which can destroy the answer on its way (RFC 9112 §9.6). So much is read and thrown away.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
+/// The same of a whole connection: after its last answer a peer may go on sending so much, and for so long.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<S> Wire<S> {
     pub fn http1(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
@@ -266,6 +271,7 @@ impl<S> Wire<S> {
             drained: 0,
             patience: Patience::new(limits.write_rate_min, limits.write_grace),
             alarm: None,
+            is_shut: false,
             started: Instant::now(),
             shared: shared.clone(),
         };
@@ -327,6 +333,23 @@ impl<S: AsyncRead + Unpin> Wire<S> {
         }
         Poll::Pending
     }
+
+    /// After the last byte was written: until the peer ends its side as well, or has sent or waited too much.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut buf = [0; 4096];
+        while self.drained < LINGER_BYTES_MAX {
+            let mut buf = ReadBuf::new(&mut buf);
+            match self.poll_fill(cx, &mut buf) {
+                Poll::Ready(Ok(_)) if !buf.filled().is_empty() => self.drained += buf.filled().len(),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(LINGER_TIMEOUT)));
+                    return alarm.as_mut().poll(cx);
+                }
+            }
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
@@ -378,7 +401,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -407,8 +430,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
-        this.paced(cx, outcome).map_ok(|_| ())
+        if !this.is_shut {
+            let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
+            ready!(this.paced(cx, outcome))?;
+            this.is_shut = true;
+            this.drained = 0;
+            this.alarm = None;
+        }
+        this.poll_linger(cx).map(Ok)
     }
 }
 
@@ -735,6 +764,29 @@ mod tests {
         assert!(read.is_pending());
         assert!(buf.filled().is_empty());
         assert!(handle.read_bytes() <= DRAIN_BYTES_MAX as u64 + 2000);
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_the_last_answer_is_drained_up_to_a_bound_and_for_a_time() {
+        // A peer that ends its side, one that sends on and on, and one that keeps silent.
+        let end = duplex(64);
+        let (mut wire, handle) = Wire::http1(end.1, &Limits::default());
+        let mut peer = end.0;
+        peer.write_all(b"GARBAGE").await.unwrap();
+        drop(peer);
+        wire.shutdown().await.unwrap();
+        assert_eq!(handle.read_bytes(), 7);
+
+        let endless = vec![b'x'; 4 * LINGER_BYTES_MAX];
+        let (mut wire, handle) = Wire::http2(Pieces::new(endless.chunks(4096)), &Limits::default());
+        wire.shutdown().await.unwrap();
+        assert_eq!(handle.read_bytes(), LINGER_BYTES_MAX as u64);
+
+        let (_silent, stream) = duplex(64);
+        let (mut wire, _) = Wire::http1(stream, &Limits::default());
+        let begun = Instant::now();
+        wire.shutdown().await.unwrap();
+        assert!(begun.elapsed() >= LINGER_TIMEOUT);
     }
 
     #[tokio::test]
