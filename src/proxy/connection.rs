@@ -402,8 +402,9 @@ impl Peer {
                 | Reason::NetworkNotAllowed
                 | Reason::NetworkExpired
         );
-        if unsafe_to_go_on && self.http2 {
-            // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY.
+        if unsafe_to_go_on && self.http2 && reason != Reason::BodyIncomplete {
+            // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY. A body that ends early
+            // is no reason: there it is a stream that was reset, which is how a client takes an upload back.
             self.leave.notify_one();
         }
         (unsafe_to_go_on || body.is_long()) && !self.http2

@@ -8,6 +8,8 @@ mod clients;
 mod configuration;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
+/// Hostile callers: bytes, frames, slowness and floods, row by row.
+mod hostile;
 /// Starting, confined, watched, under pressure, through steps of the clock, to the end.
 mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.

@@ -778,13 +778,10 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     step(&declared_once(&asked, &way.parameters(), [ParameterUndeclared, ParameterDuplicate, ParameterMissing]))?;
     let ground = |purpose| Ok(Ground { caller: owner, network, way: Some(at), purpose });
     let Some(declared) = &way.lookup else { return ground(None) };
-    match (&request.body, way.members().is_empty()) {
-        (_, true) => {}
-        (Body::Members(members), false) => {
-            let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
-            step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
-        }
-        (_, false) => return Err(vec![BodyNotJson]),
+    if !way.members().is_empty() {
+        let Body::Members(members) = &request.body else { return Err(vec![BodyNotJson]) };
+        let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
+        step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
     }
     let actor = declared.actor.and_then(|place| request.at(place));
     let subject = request.at(&declared.subject).ok_or(IdentifierMissing);

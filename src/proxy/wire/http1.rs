@@ -115,11 +115,6 @@ impl Gate {
         self.held.len() > self.ready
     }
 
-    /// The peer is not done with what it began to send: a head that was refused, or a body that goes on.
-    pub fn is_mid_message(&self) -> bool {
-        self.fate != Fate::Open || !matches!(self.state, State::Head(_))
-    }
-
     pub fn fate(&self) -> Fate {
         self.fate
     }
