@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::net::observe;
 use crate::policy::PartnerId;
 use crate::policy::charge::{Charge, Receipt};
+use crate::pressure::Pressure;
 use crate::proxy::listen::{self, Load};
 use crate::snapshot::Snapshot;
 use crate::state::{Hold, State};
@@ -32,6 +33,7 @@ pub struct Gateway {
     /// Log lines of refused connections, and of refused requests of nobody that is known.
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
+    pub pressure: Pressure,
     epoch_key: EpochKey,
     phase: watch::Sender<Phase>,
 }
@@ -92,6 +94,7 @@ impl Gateway {
         };
         let (address, metrics_address) = (local(&listeners[0])?, local(&observer)?);
         let (load, inboxes) = Load::of(workers);
+        let pressure = Pressure::of(settings);
         let (phase, _) = watch::channel(Phase::Serving);
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -101,6 +104,7 @@ impl Gateway {
             load: Arc::new(load),
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
+            pressure,
             epoch_key,
             phase,
         });
@@ -163,10 +167,7 @@ impl Gateway {
     pub async fn sweep(&self) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => {
-                    self.clock.follow();
-                    self.state.sweep(self.clock.now());
-                }
+                () = tokio::time::sleep(SWEEP_EVERY) => self.state.sweep(self.clock.now()),
                 () = self.drained() => return,
             }
         }

@@ -10,6 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod policy;
+pub mod pressure;
 pub mod proxy;
 pub mod sandbox;
 pub mod service;
