@@ -355,8 +355,8 @@ fn short_of_descriptors_new_connections_go_first() {
 #[test]
 fn without_any_descriptor_nobody_is_left_waiting() {
     let gate = Arc::<RwLock<()>>::default();
-    let closed = gate.write().expect("gate");
     let world = with_few_descriptors(&gate, 128);
+    let closed = gate.write().expect("gate");
     let mut partner = frames::connect(&world, &pki().alpha, ALPHA);
     let mut crowd: Vec<TcpStream> = (0..100).map(|_| line::tcp(ALPHA_TOO, world.address).expect("accepted")).collect();
     eventually("half is taken", || refused(&world, "fd-pressure") > 0.0);
@@ -370,7 +370,10 @@ fn without_any_descriptor_nobody_is_left_waiting() {
     // No descriptor is left. Whoever comes now is told so, by closing, and not kept in a queue.
     for _ in 0..20 {
         let mut late = line::tcp(ALPHA_TOO, world.address).expect("the kernel accepts");
-        assert_eq!(read_to_close(&mut late).unwrap_or_default(), b"");
+        match read_to_close(&mut late) {
+            Ok(bytes) => assert_eq!(bytes, b""),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+        }
     }
     drop(closed);
     crowd.clear();
@@ -414,26 +417,30 @@ fn short_of_memory_new_connections_go_first() {
 
 // ---- the end
 
-/// A gateway with a request under way that its backend does not answer while `gate` is held.
-fn with_a_slow_request(gate: &Arc<RwLock<()>>, drain_timeout: &str) -> (World, line::Line) {
+/// A gateway whose backend does not answer while `gate` is held.
+fn with_a_slow_backend(gate: &Arc<RwLock<()>>, drain_timeout: &str) -> World {
     let gate = gate.clone();
     let setup = Setup::new().gateway("drain_timeout = \"0s\"", &format!("drain_timeout = \"{drain_timeout}\""));
-    let world = setup.spawn(move |exchange| {
+    setup.spawn(move |exchange| {
         exchange.read_body();
         drop(gate.read());
         exchange.answer("200 OK", "", b"late");
-    });
+    })
+}
+
+fn with_a_request_under_way(world: &World) -> line::Line {
     let mut busy = world.alpha();
     busy.send(REST);
     world.backend.requests(1);
-    (world, busy)
+    busy
 }
 
 #[test]
 fn draining_has_an_end() {
     let gate = Arc::<RwLock<()>>::default();
+    let mut world = with_a_slow_backend(&gate, "1s");
     let closed = gate.write().expect("gate");
-    let (mut world, mut busy) = with_a_slow_request(&gate, "1s");
+    let mut busy = with_a_request_under_way(&world);
     let begun = Instant::now();
     world.process().terminate();
     assert_eq!(world.process().ended(), Some(0));
@@ -447,8 +454,9 @@ fn draining_has_an_end() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let gate = Arc::<RwLock<()>>::default();
+    let mut world = with_a_slow_backend(&gate, "60s");
     let closed = gate.write().expect("gate");
-    let (mut world, mut busy) = with_a_slow_request(&gate, "60s");
+    let mut busy = with_a_request_under_way(&world);
     world.process().terminate();
     world.process().logged(|line| line["message"] == "draining");
     world.process().terminate();
