@@ -9,13 +9,14 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::clock::Timestamp;
 use crate::policy::PartnerId;
 use crate::policy::admit::Standing;
+use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
 
 /// All metrics of one gateway.
@@ -44,6 +45,8 @@ pub struct Metrics {
     frozen: IntGaugeVec,
     state_kept: IntGauge,
     sandbox: IntGaugeVec,
+    pressure: IntGaugeVec,
+    memory_used: Gauge,
     series: IntGauge,
 }
 
@@ -187,6 +190,15 @@ impl Metrics {
                 "What confines the process (landlock, seccomp): 1 where it is in force.",
                 &["feature"],
             )?,
+            pressure: gauge(
+                "dwarpal_pressure",
+                "What is short (descriptors, memory): 1 where new connections are shed for it.",
+                &["resource"],
+            )?,
+            memory_used: {
+                let help = "Memory in use as a share of the tightest limit; 0 where there is none.";
+                register(&registry, Gauge::new("dwarpal_memory_used_ratio", help)?)?
+            },
             series: {
                 let gauge =
                     IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
@@ -265,8 +277,13 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format 0.0.4. What only the snapshot and the state know is read now.
-    pub fn render(&self, snapshot: &Snapshot, connections: usize) -> Vec<u8> {
+    pub fn render(&self, snapshot: &Snapshot, connections: usize, pressure: &Pressure) -> Vec<u8> {
         self.observe(snapshot, connections);
+        let short = [("descriptors", pressure.descriptors_short()), ("memory", pressure.memory_short(connections))];
+        for (resource, short) in short {
+            self.pressure.with_label_values(&[resource]).set(i64::from(short));
+        }
+        self.memory_used.set(pressure.memory_used());
         let families = self.registry.gather();
         let series: usize = families.iter().map(series_of).sum();
         self.series.set(series as i64);

@@ -20,6 +20,7 @@ use seccompiler::{
 use crate::config::Config;
 use crate::config::problem::Problem;
 use crate::config::settings::{Confinement, Settings};
+use crate::pressure;
 
 /// What became of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,7 @@ impl Grants {
             }
         }
         grants.read.extend(sandbox.read.iter().cloned());
+        grants.read.extend(pressure::directories());
         grants.write.insert(data.clone());
         grants.listen = vec![listen.address.port(), metrics.address.port()];
         grants

@@ -56,7 +56,7 @@ fn raise_open_files(connections_max: usize) {
     let allowed = rlimit::increase_nofile_limit(rlimit::INFINITY).unwrap_or_default();
     let wanted = 2 * connections_max as u64 + 64;
     if allowed < wanted {
-        tracing::warn!(allowed, wanted, "too few open files for connections_max; accepting will fail first");
+        tracing::warn!(allowed, wanted, "too few open files for connections_max; new connections are shed before");
     }
 }
 

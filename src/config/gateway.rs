@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::network_file::parse_cidr;
-use super::reader::Reader;
+use super::reader::{Reader, parse_bytes};
 use super::settings::*;
 use crate::policy::fields::is_reserved;
 use crate::policy::networks::is_wide;
@@ -40,6 +40,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let http = root.want_table("http", http);
     let metrics = root.table("metrics", metrics);
     let log = root.want_table("log", log);
+    let memory_max = root.want_table("pressure", memory_max);
     let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
     let directory = root.table("data", |table| data(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
@@ -57,6 +58,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             metrics: metrics?,
             log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
             sandbox: sandbox?.unwrap_or_else(default_sandbox),
+            memory_max: memory_max?.flatten(),
             directory: directory?,
             backends,
             limiter_entries_max: entries_max?.unwrap_or(ENTRIES_MAX) as usize,
@@ -256,6 +258,21 @@ fn log(table: &Reader) -> Option<Log> {
     });
     Some(Log { format: format?.unwrap_or(LogFormat::Json), level: level?.unwrap_or(LogLevel::Info) })
 }
+
+/// Absent where only the control group's limit counts.
+fn memory_max(table: &Reader) -> Option<Option<u64>> {
+    let wanted = table.want("memory_max", |text| match text {
+        "cgroup" => Ok(None),
+        _ => match parse_bytes(text) {
+            Some(bytes @ MEMORY_BYTES_MIN..) => Ok(Some(bytes)),
+            _ => Err("it is \"cgroup\", or a size of at least 16MiB such as \"512MiB\"".to_owned()),
+        },
+    });
+    wanted.map(Option::flatten)
+}
+
+/// Less than what an idle gateway needs.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
 fn default_sandbox() -> Sandbox {
     Sandbox { landlock: Confinement::On, seccomp: Confinement::On, read: Vec::new() }

@@ -17,6 +17,8 @@ pub struct Settings {
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
+    /// Resident memory near which new connections are shed, beside the limit of the control group.
+    pub memory_max: Option<u64>,
     /// Where everything is kept that outlives the process.
     pub directory: PathBuf,
     pub backends: Vec<Backend>,

@@ -31,6 +31,7 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
             async move { gateway.sweep().await }
         });
         tokio::spawn(service::watchdog(gateway.clone()));
+        tokio::spawn(look_around(gateway.clone()));
         tokio::select! {
             () = serve(listener, &gateway) => {}
             () = gateway.drained() => {}
@@ -38,6 +39,20 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
         Ok(())
     })
 }
+
+/// What time is it, and what is short? Ends with the gateway.
+async fn look_around(gateway: Arc<Gateway>) {
+    loop {
+        gateway.clock.follow();
+        gateway.pressure.look(gateway.load.open());
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = gateway.drained() => return,
+        }
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 async fn serve(listener: TcpListener, gateway: &Arc<Gateway>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -71,7 +86,7 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
     }
     match request.uri().path() {
         "/metrics" => {
-            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open());
+            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open(), &gateway.pressure);
             let mut response = text(StatusCode::OK, rendered.into());
             let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, format);

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -181,6 +182,7 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
 
 /// Accepts for all workers, and keeps what is its own share.
 async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Infallible {
+    let mut spare = spare_of(&listener);
     let mut listener = Some(listener);
     loop {
         let Some(open) = &listener else { std::future::pending().await };
@@ -188,21 +190,42 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
             accepted = open.accept() => accepted,
             () = worker.gateway.draining() => {
                 // Closed at once, so that a balancer or a successor gets the next connection.
-                listener = None;
+                (listener, spare) = (None, None);
                 continue;
             }
         };
         match accepted {
-            Ok((stream, address)) => meet(stream, canonical(address.ip()), worker),
+            Ok((stream, address)) => {
+                let (gateway, peer) = (&worker.gateway, canonical(address.ip()));
+                match gateway.pressure.refuses(stream.as_raw_fd(), gateway.load.open()) {
+                    None => meet(stream, peer, worker),
+                    Some(reason) => turned_away(worker, peer, None, reason),
+                }
+            }
             Err(error) => {
-                // Out of file descriptors or memory: what is open goes on, and closing some of it makes room.
+                // No descriptor is left, or no memory. The client would wait for as long as that lasts: the spare
+                // descriptor is good for telling it so, by closing. Another worker may take it first, and then rest.
                 worker.gateway.metrics.connection_refused("accept-failed");
-                tracing::warn!(%error, "accept failed");
-                sleep(Duration::from_millis(50)).await;
+                worker.gateway.connection_lines.note(worker.gateway.clock.now(), |unlogged| {
+                    tracing::warn!(%error, unlogged, "accept failed");
+                });
+                let told = spare.take().is_some() && matches!(timeout(ACCEPT_RETRY, open.accept()).await, Ok(Ok(_)));
+                if !told {
+                    sleep(ACCEPT_RETRY).await;
+                }
+                spare = spare_of(open);
             }
         }
     }
 }
+
+/// A descriptor to give up when there is no other.
+fn spare_of(listener: &TcpListener) -> Option<OwnedFd> {
+    listener.as_fd().try_clone_to_owned().ok()
+}
+
+/// How long accepting rests when it can only fail.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
 /// A balancer has to say for whom it connects before anything else counts; from anybody else that is not looked for.
 fn meet(stream: TcpStream, peer: IpAddr, worker: &Rc<Worker>) {

@@ -5,20 +5,25 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use dwarpal::config;
 use dwarpal::config::problem::Problem;
 use dwarpal::config::settings::Overrides;
 use dwarpal::sandbox;
+use rustls::crypto::aws_lc_rs::default_provider;
 use tempfile::TempDir;
 
 use crate::world::backend::one_person;
+use crate::world::frames;
+use crate::world::line;
 use crate::world::pki::pki;
 use crate::world::process::run;
-use crate::world::{PATIENCE, Setup, World, dwarpal, package};
+use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Setup, World, dwarpal, eventually, package, read_to_close};
 
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
+const REST: &str = "GET /rest/x HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 /// Where a service manager would listen.
 struct Manager {
@@ -302,3 +307,160 @@ fn the_sandbox_leaves_its_own_files_and_ports_and_nothing_else() {
 
 /// Sent to whoever makes a system call that ends it; of this number on every architecture but MIPS.
 const SIGSYS: i32 = 31;
+
+// ---- pressure
+
+/// A gateway that may have 128 files open, of which half are kept for backends; its requests to `/rest/held` wait for `gate`.
+fn with_few_descriptors(gate: &Arc<RwLock<()>>, backend_connections_max: usize) -> World {
+    let gate = gate.clone();
+    Setup::new().gateway("connections_max = 64", &format!("connections_max = {backend_connections_max}")).spawn_under(
+        &["prlimit", "--nofile=128"],
+        &[],
+        move |exchange| {
+            exchange.read_body();
+            if exchange.request.target() == "/rest/held" {
+                drop(gate.read());
+            }
+            exchange.answer("200 OK", "", b"x");
+        },
+    )
+}
+
+fn refused(world: &World, reason: &str) -> f64 {
+    world.metric(&format!("dwarpal_connections_refused_total{{reason=\"{reason}\"}}"))
+}
+
+#[test]
+fn short_of_descriptors_new_connections_go_first() {
+    let world = with_few_descriptors(&Arc::default(), 64);
+    let mut partner = world.alpha();
+    assert_eq!(partner.ask(REST).status, 200);
+    assert_eq!(world.observe(ALPHA, "/readyz").map(|(status, _)| status), Some(200));
+    let crowd: Vec<TcpStream> = (0..300).map(|_| line::tcp(ALPHA_TOO, world.address).expect("accepted")).collect();
+    eventually("most are turned away", || refused(&world, "fd-pressure") > 200.0);
+    assert_eq!(world.metric("dwarpal_pressure{resource=\"descriptors\"}"), 1.0);
+    let (status, why) = world.observe(ALPHA, "/readyz").expect("it answers");
+    assert!(status == 503 && why.contains("file descriptors"), "{status} {why}");
+    // Who is connected goes on, with as many backend connections as it takes.
+    for _ in 0..20 {
+        assert_eq!(partner.ask(REST).status, 200);
+    }
+    assert_eq!(refused(&world, "accept-failed"), 0.0, "there was always one left");
+    drop(crowd);
+    eventually("it recovers", || world.observe(ALPHA, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert_eq!(world.alpha().ask(REST).status, 200);
+    assert_eq!(world.metric("dwarpal_pressure{resource=\"descriptors\"}"), 0.0);
+}
+
+#[test]
+fn without_any_descriptor_nobody_is_left_waiting() {
+    let gate = Arc::<RwLock<()>>::default();
+    let world = with_few_descriptors(&gate, 128);
+    let closed = gate.write().expect("gate");
+    let mut partner = frames::connect(&world, &pki().alpha, ALPHA);
+    let mut crowd: Vec<TcpStream> = (0..100).map(|_| line::tcp(ALPHA_TOO, world.address).expect("accepted")).collect();
+    eventually("half is taken", || refused(&world, "fd-pressure") > 0.0);
+    // A request each takes a descriptor of those that are kept, until there is none.
+    partner.send((0..100).flat_map(|n| frames::request(1 + 2 * n, "GET", "/rest/held")).collect::<Vec<u8>>());
+    let mut refused_streams = 0;
+    while refused_streams == 0 {
+        let (kind, ..) = frames::next(&mut partner).expect("an answer");
+        refused_streams += usize::from(kind == frames::HEADERS);
+    }
+    // No descriptor is left. Whoever comes now is told so, by closing, and not kept in a queue.
+    for _ in 0..20 {
+        let mut late = line::tcp(ALPHA_TOO, world.address).expect("the kernel accepts");
+        match read_to_close(&mut late) {
+            Ok(bytes) => assert_eq!(bytes, b""),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+    drop(closed);
+    crowd.clear();
+    eventually("it recovers", || world.observe(ALPHA, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert!(refused(&world, "accept-failed") >= 20.0);
+    assert_eq!(world.ask(REST).status, 200);
+}
+
+#[test]
+fn short_of_memory_new_connections_go_first() {
+    let resident = |world: &mut World| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", world.process().child.id())).expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("resident memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    };
+    let idle = resident(&mut Setup::new().spawn(one_person));
+    let limit = format!("\n[pressure]\nmemory_max = \"{}B\"\n", idle + (8 << 20));
+    let setup = Setup::new().section(&limit).gateway("connections_max = 1000", "connections_max = 5000");
+    let setup = setup.gateway("connections_per_source_max = 500", "connections_per_source_max = 5000");
+    let world = setup.partner("alpha", "connections_max = 1000", "connections_max = 5000").spawn(one_person);
+    let mut partner = world.alpha();
+    assert_eq!(partner.ask(REST).status, 200);
+    assert!((0.1..0.9).contains(&world.metric("dwarpal_memory_used_ratio")), "{}", world.metrics());
+    let mut crowd = Vec::new();
+    let attempt = || line::attempt(world.address, Some(&pki().alpha), ALPHA_TOO, b"http/1.1", default_provider());
+    while let Ok(line) = attempt() {
+        crowd.push(line);
+        assert!(crowd.len() < 4_000, "memory never runs short");
+    }
+    assert!(refused(&world, "memory-pressure") >= 1.0, "{}", world.metrics());
+    assert_eq!(world.metric("dwarpal_pressure{resource=\"memory\"}"), 1.0);
+    let (status, why) = world.observe(ALPHA, "/readyz").expect("it answers");
+    assert!(status == 503 && why.contains("memory"), "{status} {why}");
+    assert_eq!(partner.ask(REST).status, 200, "who is connected goes on");
+    // The allocator may keep what the crowd leaves; there is room for others all the same.
+    drop(crowd);
+    eventually("it recovers", || world.observe(ALPHA, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert_eq!(world.ask(REST).status, 200);
+    assert_eq!(partner.ask(REST).status, 200);
+}
+
+// ---- the end
+
+/// A gateway whose backend does not answer while `gate` is held.
+fn with_a_slow_backend(gate: &Arc<RwLock<()>>, drain_timeout: &str) -> World {
+    let gate = gate.clone();
+    let setup = Setup::new().gateway("drain_timeout = \"0s\"", &format!("drain_timeout = \"{drain_timeout}\""));
+    setup.spawn(move |exchange| {
+        exchange.read_body();
+        drop(gate.read());
+        exchange.answer("200 OK", "", b"late");
+    })
+}
+
+fn with_a_request_under_way(world: &World) -> line::Line {
+    let mut busy = world.alpha();
+    busy.send(REST);
+    world.backend.requests(1);
+    busy
+}
+
+#[test]
+fn draining_has_an_end() {
+    let gate = Arc::<RwLock<()>>::default();
+    let mut world = with_a_slow_backend(&gate, "1s");
+    let closed = gate.write().expect("gate");
+    let mut busy = with_a_request_under_way(&world);
+    let begun = Instant::now();
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    assert!((1_000..8_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    let warned = world.process().logged(|line| line["message"] == "drain timeout: connections are closed");
+    assert_eq!((&warned["level"], &warned["connections"]), (&"WARN".into(), &1.into()));
+    busy.assert_closed();
+    drop(closed);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let gate = Arc::<RwLock<()>>::default();
+    let mut world = with_a_slow_backend(&gate, "60s");
+    let closed = gate.write().expect("gate");
+    let mut busy = with_a_request_under_way(&world);
+    world.process().terminate();
+    world.process().logged(|line| line["message"] == "draining");
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(4));
+    busy.assert_closed();
+    drop(closed);
+}
