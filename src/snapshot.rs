@@ -22,6 +22,7 @@ use crate::policy::networks::{NetworkId, Union};
 use crate::policy::route::Place;
 use crate::policy::{PartnerId, Policy};
 use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer};
+use crate::proxy::upstream::Upstream;
 use crate::state::{PartnerState, State};
 
 /// A request takes one snapshot at its beginning and looks at no other.
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub settings: Settings,
     pub policy: Policy,
     pub trust: Arc<Trust>,
+    /// In the order of the settings' backends.
+    pub upstreams: Vec<Arc<Upstream>>,
     /// All partners' networks; gates the accept.
     pub union: Union,
     /// State of each partner, in the policy's order.
@@ -77,6 +80,11 @@ impl Snapshot {
         let own = certified_key(&settings.tls, &mut problems);
         let issuers = settings.tls.issuers.iter();
         let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
+        let backends = settings.backends.iter();
+        let upstreams: Vec<_> = backends
+            .filter_map(|backend| Upstream::build(backend, &state.backends, &mut problems))
+            .map(Arc::new)
+            .collect();
         let address = settings.listen.address;
         if !address.ip().is_loopback() {
             let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
@@ -104,6 +112,7 @@ impl Snapshot {
             settings,
             policy,
             trust,
+            upstreams,
             union,
             states,
             request_lines,
@@ -129,6 +138,14 @@ impl Snapshot {
             expiry(file(&issuer.certificates), "issuer.certificates", trusted.not_after, CERTIFICATE_SOON);
             for list in trusted.lists() {
                 expiry(list.file.to_string(), "issuer.crls", list.next_update, LIST_SOON);
+            }
+        }
+        for upstream in &self.upstreams {
+            if let (Some(tls), Some(settings)) = (&upstream.tls, &upstream.settings.tls) {
+                expiry(file(&settings.ca), "backend.tls.ca", tls.ca_not_after, CERTIFICATE_SOON);
+                if let (Some(not_after), Some(client)) = (tls.client_not_after, &settings.client) {
+                    expiry(file(&client.certificate), "backend.tls.certificate", not_after, CERTIFICATE_SOON);
+                }
             }
         }
         for host in &self.unnamed_hosts {
@@ -232,7 +249,7 @@ fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<Truste
     })
 }
 
-fn certificates(
+pub(crate) fn certificates(
     path: &Path,
     place: Option<&Place>,
     key: &str,
@@ -298,14 +315,14 @@ fn revocation_list(path: &Path, der: &[u8]) -> Result<RevocationList, String> {
     })
 }
 
-fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
+pub(crate) fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     u64::try_from(parsed.validity().not_after.timestamp()).ok().map(Timestamp::from_unix_seconds)
 }
 
 /// Whether a certificate is a CA's. webpki takes an anchor as it is: without this, the holder of a leaf that was put here
 /// by mistake could sign for any partner.
-fn may_sign(certificate: &CertificateDer) -> bool {
+pub(crate) fn may_sign(certificate: &CertificateDer) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let authority = matches!(parsed.basic_constraints(), Ok(Some(constraints)) if constraints.value.ca);
     let signs = match parsed.key_usage() {
@@ -342,11 +359,17 @@ fn is_development(issuer: &Issuer) -> bool {
 }
 
 /// A problem at the table that names a file.
-fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
+pub(crate) fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
     Problem::error(&*place.file, key, message).at_line(place.line as usize).with_value(tidy(path))
 }
 
-fn unreadable(path: &Path, place: Option<&Place>, key: &str, why: &dyn std::fmt::Display, hint: &str) -> Problem {
+pub(crate) fn unreadable(
+    path: &Path,
+    place: Option<&Place>,
+    key: &str,
+    why: &dyn std::fmt::Display,
+    hint: &str,
+) -> Problem {
     let message = format!("cannot be read: {why}");
     let problem = match place {
         Some(place) => at(place, key, path, message),

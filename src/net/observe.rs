@@ -15,12 +15,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::gateway::Gateway;
+use crate::proxy::upstream::health;
 
 /// Scrapers and balancers at the same time; more wait.
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The listener's thread; also sweeps the state now and then. Ends with the gateway.
+/// The listener's thread; also sweeps the state now and then, and checks the backends' servers. Ends with the gateway.
 pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: std::net::TcpListener) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     runtime.block_on(async move {
@@ -29,6 +30,7 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
             let gateway = gateway.clone();
             async move { gateway.sweep().await }
         });
+        tokio::spawn(health::watch(gateway.clone()));
         tokio::select! {
             () = serve(listener, &gateway) => {}
             () = gateway.drained() => {}
@@ -69,7 +71,7 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
     }
     match request.uri().path() {
         "/metrics" => {
-            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open());
+            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open(), gateway.clock.now());
             let mut response = text(StatusCode::OK, rendered.into());
             let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, format);

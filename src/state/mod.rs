@@ -1,5 +1,7 @@
-//! What outlives a snapshot of the configuration: what each partner has used up, keyed by names and absolute time.
+//! What outlives a snapshot of the configuration: what each partner has used up, and how each server behind the gateway is;
+//! keyed by names and absolute time.
 
+pub mod backends;
 mod rates;
 
 use std::collections::HashMap;
@@ -10,12 +12,15 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::policy::charge::{Charge, Receipt, SubjectKey};
+use backends::Backends;
 use rates::{FullAt, take};
 
-/// The state of all partners, found by name so that it survives a change of the configuration.
+/// The state of all partners and backends, found by name so that it survives a change of the configuration.
 #[derive(Debug, Default)]
 pub struct State {
     partners: Mutex<HashMap<Arc<str>, Arc<PartnerState>>>,
+    /// How the servers behind the gateway are.
+    pub backends: Backends,
 }
 
 /// What one partner has used up. One lock a partner: its limits are exact on all cores together, and partners do not
