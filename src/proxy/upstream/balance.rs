@@ -17,14 +17,8 @@ pub fn first(servers: &[Arc<ServerState>], slow_start: Duration, now: Timestamp,
 }
 
 /// The place of another server for a request that did not reach the one at `not`, if one is usable.
-pub fn another(
-    servers: &[Arc<ServerState>],
-    slow_start: Duration,
-    now: Timestamp,
-    start: usize,
-    not: usize,
-) -> Option<usize> {
-    least(servers, slow_start, now, start, |at| *at != not && servers[*at].is_usable(now))
+pub fn another(servers: &[Arc<ServerState>], slow_start: Duration, now: Timestamp, not: usize) -> Option<usize> {
+    least(servers, slow_start, now, not + 1, |at| *at != not && servers[*at].is_usable(now))
 }
 
 fn least(
@@ -82,12 +76,12 @@ mod tests {
         take_out(&all[1]);
         let choice = |start| first(&all, Duration::ZERO, NOW, start);
         assert_eq!([choice(0), choice(1), choice(2)], [0, 2, 2]);
-        assert_eq!(another(&all, Duration::ZERO, NOW, 0, 0), Some(2));
-        assert_eq!(another(&all, Duration::ZERO, NOW, 0, 2), Some(0));
+        assert_eq!(another(&all, Duration::ZERO, NOW, 0), Some(2));
+        assert_eq!(another(&all, Duration::ZERO, NOW, 2), Some(0));
         take_out(&all[0]);
         take_out(&all[2]);
         assert_eq!([choice(0), choice(1), choice(2)], [0, 1, 2]);
-        assert_eq!(another(&all, Duration::ZERO, NOW, 0, 0), None);
+        assert_eq!(another(&all, Duration::ZERO, NOW, 0), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Is each server well? Asked on a thread of its own, over the connections that requests would be sent on.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,20 +84,27 @@ async fn ask(upstream: &Upstream, at: usize, health: &Health) -> Option<Response
             request.headers_mut().insert(header::HOST, upstream.host.clone());
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-            tokio::select! {
-                answer = sender.send_request(request) => answer.ok(),
-                _ = connection => None,
-            }
+            alongside(sender.send_request(request), connection).await
         }
         Protocol::Http2 => {
             let scheme = if upstream.tls.is_some() { "https" } else { "http" };
             *request.uri_mut() = format!("{scheme}://{}{}", upstream.authority, health.path).parse().ok()?;
             let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
             let (mut sender, connection) = handshake.ok()?;
-            tokio::select! {
-                answer = sender.send_request(request) => answer.ok(),
-                _ = connection => None,
-            }
+            alongside(sender.send_request(request), connection).await
         }
+    }
+}
+
+/// Waits for an answer while its connection is driven. The connection may be over in the moment in which it gives the
+/// answer.
+async fn alongside(
+    answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Option<Response<Incoming>> {
+    let mut answer = pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer.ok(),
+        _ = connection => answer.await.ok(),
     }
 }

@@ -176,7 +176,7 @@ impl Group {
 
     fn another(&self, not: usize) -> Option<usize> {
         let servers = &self.upstream.servers;
-        balance::another(servers, self.upstream.settings.slow_start, self.now(), self.next_start(), not)
+        balance::another(servers, self.upstream.settings.slow_start, self.now(), not)
     }
 
     /// Asks one server, on a connection of the pool or a new one.
