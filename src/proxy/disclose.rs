@@ -121,7 +121,10 @@ async fn lookup(
             let read: Result<Bytes, Fault> = paced(incoming)?.collect().await;
             let bytes = read.map_err(|fault| {
                 let reason = fault_reason(&fault);
-                lease.fail(reason);
+                // The request's deadline is not the server's: the partner may have used it up.
+                if tokio::time::Instant::now() < bounds.deadline {
+                    lease.fail(reason);
+                }
                 reason
             })?;
             lease.give_back();

@@ -97,6 +97,8 @@ pub async fn forward(
     }
     if is_out_of_service(response.status()) {
         lease.fail(Reason::BackendError);
+    } else {
+        lease.begun();
     }
     let total = begun.elapsed();
     let upload_time = lease.sent_at().map_or(Duration::ZERO, |at| at.duration_since(begun)).min(total);

@@ -528,6 +528,23 @@ fn a_truncated_body_counts_against_its_server_and_an_error_of_the_request_does_n
 }
 
 #[test]
+fn a_partner_that_takes_all_the_time_takes_no_server_out() {
+    let (one, other) = (Backend::start(one_person), Backend::start(one_person));
+    let setup = before(&[one.address, other.address]).gateway("request_timeout = \"30s\"", "request_timeout = \"1s\"");
+    let world = with_keys(setup, "eject_after = 1\neject_for = \"1h\"").start(one_person);
+    for _ in 0..2 {
+        let mut line = world.alpha();
+        line.send("POST /rest/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhe");
+        let answer = line.answer(false);
+        assert!(matches!(answer.status, 408 | 504), "{answer:?}");
+    }
+    assert_eq!(one.count() + other.count(), 2);
+    for backend in [&one, &other] {
+        assert_eq!(series(&world, "dwarpal_backend_up", backend.address), 1.0);
+    }
+}
+
+#[test]
 fn where_every_server_is_out_all_are_tried() {
     let spoil = |exchange: &mut Exchange| {
         exchange.read_body();
@@ -1364,6 +1381,21 @@ fn an_http2_server_that_misbehaves_is_cut_off_in_time() {
         assert!(flood || (answer.status, answer.problem().as_str()) == (status, code), "{name}: {answer:?}");
         assert!(!format!("{answer:?}{}", answer.text()).contains("secret"), "{name}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{name} took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn an_http2_connection_on_which_a_request_failed_gets_no_other() {
+    // The first connection hears everything and says nothing; those after it answer.
+    let server = h2_server(|frames, number| {
+        frames.greet();
+        if number == 0 { while frames.request().is_some() {} } else { frames.serve() }
+    });
+    let world = h2_before(&[server]).start(one_person);
+    let mut line = world.alpha();
+    line.ask(lookup()).assert_refused(504, "backend-timeout");
+    for _ in 0..3 {
+        assert_eq!(line.ask(lookup()).text(), ONE_PERSON);
     }
 }
 

@@ -150,7 +150,7 @@ impl Pools {
             }
             _ => missed.reason,
         };
-        if is_failure(reason) {
+        if is_failure(reason, deadline) {
             turn.failed();
         }
         Err(Refusal { reason, retry_after: None })
@@ -202,7 +202,9 @@ impl Group {
             None => match pool.connect(upstream, at, deadline).await {
                 Ok(link) => link,
                 Err(reason) => {
-                    self.failed(at, reason);
+                    if is_failure(reason, deadline) {
+                        self.failed(at, reason);
+                    }
                     return Err(Missed { reason, unsent: Some(Box::new(request)), stale: false });
                 }
             },
@@ -217,7 +219,7 @@ impl Group {
             }
             Err(Failure::Sent(reason)) => Missed { reason, unsent: None, stale: false },
         };
-        if is_failure(missed.reason) && !missed.stale {
+        if is_failure(missed.reason, deadline) && !missed.stale {
             self.failed(at, missed.reason);
         }
         Err(missed)
@@ -266,6 +268,12 @@ impl Turn {
         (response, Lease { link, at, turn: self, upload, _place: place, _in_flight: in_flight })
     }
 
+    fn settle_probe(&self) {
+        if let Some(circuit) = &self.group.upstream.settings.circuit {
+            self.group.upstream.state.breaker.succeeded(true, circuit, || self.group.now());
+        }
+    }
+
     fn succeeded(&mut self) {
         if let Some(circuit) = &self.group.upstream.settings.circuit {
             self.group.upstream.state.breaker.succeeded(self.probe, circuit, || self.group.now());
@@ -293,6 +301,14 @@ impl Drop for Turn {
 }
 
 impl Lease {
+    /// The head is there and says nothing against the server. A probe is decided by that: all other requests wait for it,
+    /// and a body may take long. What comes of the body counts for itself.
+    pub fn begun(&mut self) {
+        if std::mem::take(&mut self.turn.probe) {
+            self.turn.settle_probe();
+        }
+    }
+
     /// Keeps the connection for the next request. Call it only when the answer was read to its end.
     pub fn give_back(mut self) {
         if !self.turn.settled {
@@ -324,20 +340,84 @@ impl std::fmt::Debug for Lease {
     }
 }
 
-/// What says something against the server, or against the backend as a whole. A full pool and a partner's body do not.
-const fn is_failure(reason: Reason) -> bool {
-    matches!(
+/// What says something against the server, or against the backend as a whole. A full pool and a partner's body do not, nor
+/// does the request's deadline: a partner that takes most of the time for its body must not be able to take servers out.
+fn is_failure(reason: Reason, deadline: Instant) -> bool {
+    let of_server = matches!(
         reason,
         Reason::BackendUnreachable
             | Reason::BackendTls
             | Reason::BackendConnectTimeout
             | Reason::BackendTimeout
             | Reason::BackendProtocol
-    )
+    );
+    of_server && Instant::now() < deadline
 }
 
 /// A status by which a server, or something before it, says that it cannot answer now. A 500 may be about the request: a
 /// partner that finds one must not be able to take servers out.
 pub fn is_out_of_service(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::{BackendTls, ClientCertificate, Ejection};
+    use crate::policy::route::Place;
+
+    #[test]
+    fn a_connection_belongs_to_the_settings_and_files_that_it_was_made_under() {
+        let directory = tempfile::tempdir().unwrap();
+        let make =
+            || crate::demo::pki::make(&directory.path().join("pki"), crate::clock::Clock::system().now()).unwrap();
+        make();
+        let file = |name: &str| directory.path().join("pki").join(name);
+        let client = ClientCertificate { certificate: file("icmr.pem"), key: file("icmr.key") };
+        let settings = Backend {
+            name: "registry".into(),
+            servers: vec![([127, 0, 0, 1], 1).into()],
+            host: "registry.internal".to_owned(),
+            protocol: Protocol::Http1,
+            tls: Some(BackendTls { ca: file("ca.pem"), name: "registry.internal".to_owned(), client: Some(client) }),
+            connections_max: 1,
+            pending_max: 1,
+            connect_timeout: Duration::from_secs(1),
+            answer_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(1),
+            health: None,
+            ejection: Ejection { after: 1, time: Duration::from_secs(1), percent_max: 50 },
+            slow_start: Duration::ZERO,
+            circuit: None,
+            place: Place { file: "gateway.toml".into(), line: 1 },
+        };
+        let backends = Backends::default();
+        let built = |settings: &Backend| {
+            let mut problems = Vec::new();
+            let upstream = Upstream::build(settings, &backends, &mut problems);
+            upstream.unwrap_or_else(|| panic!("{problems:?}"))
+        };
+        let changed = |change: &dyn Fn(&mut Backend)| {
+            let mut settings = settings.clone();
+            change(&mut settings);
+            built(&settings)
+        };
+        let first = built(&settings);
+        let moved = changed(&|settings| settings.place.line = 9);
+        assert_eq!(first.made_for, moved.made_for, "the same settings at another place");
+        assert!(Arc::ptr_eq(&first.servers[0], &moved.servers[0]), "what is known of a server is shared");
+        let changes: [&dyn Fn(&mut Backend); 6] = [
+            &|settings| settings.host = "other.internal".to_owned(),
+            &|settings| settings.protocol = Protocol::Http2,
+            &|settings| settings.tls = None,
+            &|settings| settings.tls.as_mut().unwrap().name = "other.internal".to_owned(),
+            &|settings| settings.tls.as_mut().unwrap().client = None,
+            &|settings| settings.servers.push(([127, 0, 0, 1], 2).into()),
+        ];
+        for (at, change) in changes.into_iter().enumerate() {
+            assert_ne!(first.made_for, changed(change).made_for, "change {at}");
+        }
+        make();
+        assert_ne!(first.made_for, built(&settings).made_for, "other files of the same names");
+    }
 }

@@ -246,3 +246,27 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
         tokio::task::spawn_local(task);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[tokio::test]
+    async fn what_waits_on_a_connection_is_seen_before_the_runtime_hears_of_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = Socket(Arc::new(stream));
+        let (mut server, _) = listener.accept().unwrap();
+        assert!(socket.is_quiet() && !socket.has_ended());
+        // Nothing is awaited from here on.
+        server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        assert!(!socket.is_quiet() && !socket.has_ended(), "a word");
+        assert_eq!(socket.0.try_read(&mut [0; 64]).unwrap_or(0), 0, "the runtime knows nothing yet");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = Socket(Arc::new(stream));
+        drop(listener.accept().unwrap());
+        assert!(!socket.is_quiet() && socket.has_ended(), "the end");
+    }
+}
