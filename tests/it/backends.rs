@@ -13,6 +13,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
+use dwarpal::proxy::upstream::{Outgoing, Pools, Upload, Upstream};
+use dwarpal::state::State;
+
 use crate::world::backend::{Backend, Exchange, ONE_PERSON, one_person};
 use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RESET, SETTINGS, frame};
 use crate::world::pki::{Authority, LONG_AGO, Leaf, NOT_SO_LONG_AGO, Profile, client, pki};
@@ -875,6 +878,52 @@ fn an_idle_connection_is_closed_although_nobody_asks() {
         });
     assert_eq!(world.ask(lookup()).status, 200);
     gone.recv_timeout(Duration::from_secs(5)).expect("the gateway closes it");
+}
+
+#[test]
+fn a_connection_is_not_used_under_other_settings_and_closed_when_its_backend_is_gone() {
+    let world = World::new();
+    let (gateway, backend) = (world.gateway(), &world.backend);
+    let snapshot = gateway.snapshot();
+    let now = &snapshot.upstreams[0];
+    let mut settings = now.settings.clone();
+    settings.host = "other.internal".to_owned();
+    let later = Upstream::build(&settings, &State::default().backends, &mut Vec::new());
+    let later = Arc::new(later.expect("nothing is wrong with it"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let pools = Pools::of(gateway.clone());
+        let until = |count: usize| async move {
+            let closed = async {
+                while backend.open() != count {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, closed).await.expect("as many connections as are of use");
+        };
+        let ask = async |upstream| {
+            let mut request = hyper::Request::new(Outgoing::Empty);
+            *request.uri_mut() = "/rest/x".parse().expect("a target");
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            let sent = pools.send(upstream, request, Upload::default(), deadline).await;
+            let (response, lease) = sent.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+            http_body_util::BodyExt::collect(response.into_body()).await.expect("a body");
+            lease.give_back();
+        };
+        ask(now).await;
+        ask(now).await;
+        assert_eq!((backend.connections(), backend.open()), (1, 1));
+        ask(&later).await;
+        assert_eq!(backend.connections(), 2, "not over the connection of before");
+        until(1).await;
+        // The snapshot knows nothing of these settings.
+        pools.trim(&snapshot);
+        until(0).await;
+        ask(now).await;
+        pools.trim(&snapshot);
+        ask(now).await;
+        assert_eq!(backend.connections(), 3);
+    });
 }
 
 // ---- TLS
