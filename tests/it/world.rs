@@ -304,6 +304,14 @@ impl World {
         Setup::new().start(backend::one_person)
     }
 
+    /// The gateway itself, where it is in this process.
+    pub fn gateway(&self) -> Arc<Gateway> {
+        match &self.host {
+            Host::Here(Some(running)) => running.gateway.clone(),
+            Host::Here(None) | Host::Process(_) => panic!("the gateway is not in this process"),
+        }
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
