@@ -1,5 +1,6 @@
 //! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
 
+pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod net;
 pub mod policy;
 pub mod pressure;
 pub mod proxy;
+pub mod reload;
 pub mod sandbox;
 pub mod service;
 pub mod snapshot;

@@ -15,6 +15,7 @@ use prometheus::{
 
 use crate::clock::Timestamp;
 use crate::policy::PartnerId;
+use crate::policy::admit::Standing;
 use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
 
@@ -39,6 +40,10 @@ pub struct Metrics {
     crl_next_update: GaugeVec,
     connections_cut: IntCounterVec,
     answers_cut: IntCounterVec,
+    reloads: IntCounterVec,
+    generation: IntGauge,
+    frozen: IntGaugeVec,
+    state_kept: IntGauge,
     sandbox: IntGaugeVec,
     pressure: IntGaugeVec,
     memory_used: Gauge,
@@ -134,12 +139,12 @@ impl Metrics {
             people: counter("dwarpal_people_answered_total", "People in answers to lookups.", &["partner", "kind"])?,
             network_last_match: float(
                 "dwarpal_network_last_match_timestamp_seconds",
-                "When an allowlist entry last let a request in; 0 if not since the start.",
+                "When an allowlist entry last let a request in; 0 for never.",
                 &["partner", "network"],
             )?,
             networks: gauge(
                 "dwarpal_networks",
-                "Allowlist entries of a partner by use: matched since the start, or unmatched.",
+                "Allowlist entries of a partner by use: matched at least once, or unmatched.",
                 &["partner", "use"],
             )?,
             certificate_not_after: float(
@@ -162,6 +167,24 @@ impl Metrics {
                 "Streamed answers that ended early: too-large, too-slow, broken (backend), deadline, partner-gone.",
                 &["route", "reason"],
             )?,
+            reloads: counter(
+                "dwarpal_reloads_total",
+                "Reloads by result: swapped, refused, or renewed (refused, but certificates and lists were read anew).",
+                &["result"],
+            )?,
+            generation: {
+                let gauge = IntGauge::new("dwarpal_generation", "Generation of what is served, from 1 at the start.")?;
+                register(&registry, gauge)?
+            },
+            frozen: gauge("dwarpal_partner_frozen", "1 while an operator has frozen the partner.", &["partner"])?,
+            state_kept: {
+                let gauge = IntGauge::new(
+                    "dwarpal_state_kept",
+                    "1 while what partners use up can be kept on the disk; otherwise nobody is let in.",
+                )?;
+                gauge.set(1);
+                register(&registry, gauge)?
+            },
             sandbox: gauge(
                 "dwarpal_sandbox",
                 "What confines the process (landlock, seccomp): 1 where it is in force.",
@@ -245,6 +268,14 @@ impl Metrics {
         self.people.with_label_values(&[partner, kind])
     }
 
+    pub fn reload(&self, result: &str) {
+        self.reloads.with_label_values(&[result]).inc();
+    }
+
+    pub fn state_kept(&self, kept: bool) {
+        self.state_kept.set(i64::from(kept));
+    }
+
     /// Everything in Prometheus' text format 0.0.4. What only the snapshot and the state know is read now.
     pub fn render(&self, snapshot: &Snapshot, connections: usize, pressure: &Pressure) -> Vec<u8> {
         self.observe(snapshot, connections);
@@ -264,6 +295,13 @@ impl Metrics {
 
     fn observe(&self, snapshot: &Snapshot, connections: usize) {
         self.connections.set(connections as i64);
+        self.generation.set(snapshot.generation as i64);
+        // What is no longer configured must not be exported with its last value for ever.
+        for gauge in [&self.partner_connections, &self.in_flight, &self.limiter_entries, &self.networks, &self.frozen] {
+            gauge.reset();
+        }
+        self.network_last_match.reset();
+        self.crl_next_update.reset();
         let seconds = |time: Timestamp| time.unix_seconds() as f64;
         self.certificate_not_after
             .with_label_values(&["gateway", "gateway"])
@@ -279,6 +317,7 @@ impl Metrics {
             let (name, state) = (&*partner.name, snapshot.state(id));
             self.in_flight.with_label_values(&[name]).set(i64::from(state.in_flight()));
             self.partner_connections.with_label_values(&[name]).set(i64::from(state.connections()));
+            self.frozen.with_label_values(&[name]).set(i64::from(state.standing() == Standing::Frozen));
             let (sources, subjects) = state.entries();
             self.limiter_entries.with_label_values(&[name, "source"]).set(sources as i64);
             self.limiter_entries.with_label_values(&[name, "subject"]).set(subjects as i64);

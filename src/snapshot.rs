@@ -1,37 +1,38 @@
 //! One generation of everything that a request is decided on. Built whole from the configuration, then swapped in.
 
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Component, Path};
+use std::ops::Deref;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted_cert};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::config::cases::Case;
 use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, Settings, Tls};
 use crate::demo::pki::is_development_ca;
 use crate::log::LogLimit;
-use crate::policy::networks::{NetworkId, Union};
+use crate::policy::networks::{NetworkId, Networks, Union};
 use crate::policy::route::Place;
 use crate::policy::{PartnerId, Policy};
-use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer};
+use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer, sha256};
+use crate::state::store::Ledger;
 use crate::state::{PartnerState, State};
 
 /// A request takes one snapshot at its beginning and looks at no other.
 #[derive(Debug)]
 pub struct Snapshot {
-    pub settings: Settings,
-    pub policy: Policy,
+    read: Read,
     pub trust: Arc<Trust>,
-    /// All partners' networks; gates the accept.
-    pub union: Union,
     /// State of each partner, in the policy's order.
     pub states: Vec<Arc<PartnerState>>,
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
@@ -39,8 +40,33 @@ pub struct Snapshot {
     last_match: Vec<Matches>,
     /// When the gateway's own certificate expires.
     pub certificate_not_after: Timestamp,
+    /// Digest of the gateway's own chain.
+    own_certificate: [u8; 32],
     /// Hosts of the listener for which the gateway's certificate is not valid.
     unnamed_hosts: Vec<String>,
+}
+
+/// What comes from the configuration's own files: stays as it is when only certificates and lists are read anew.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// Counted from 1 at the start; whatever is swapped in has the next.
+    pub generation: u64,
+    pub settings: Arc<Settings>,
+    pub policy: Arc<Policy>,
+    /// The cases that this configuration was to pass.
+    pub cases: Arc<[Case]>,
+    /// Every file that was read, certificates and lists included.
+    pub files: Arc<[PathBuf]>,
+    /// All partners' networks; gates the accept.
+    pub union: Arc<Union>,
+}
+
+impl Deref for Snapshot {
+    type Target = Read;
+
+    fn deref(&self) -> &Read {
+        &self.read
+    }
 }
 
 /// When each network of one partner let somebody in.
@@ -53,8 +79,15 @@ struct Matches {
 }
 
 impl Matches {
-    fn of(networks: usize) -> Matches {
-        Matches { last: (0..networks).map(|_| AtomicU32::new(0)).collect(), ever: AtomicUsize::new(0) }
+    /// What the state remembers of a partner's networks.
+    fn of(networks: &Networks, state: &PartnerState) -> Matches {
+        let last: Box<[AtomicU32]> = if state.ever_matched() {
+            networks.iter().map(|(_, network)| AtomicU32::new(state.last_match(&network.cidr))).collect()
+        } else {
+            (0..networks.len()).map(|_| AtomicU32::new(0)).collect()
+        };
+        let ever = last.iter().filter(|seconds| seconds.load(Ordering::Relaxed) != 0).count();
+        Matches { last, ever: AtomicUsize::new(ever) }
     }
 }
 
@@ -64,53 +97,49 @@ const LIST_SOON: Duration = Duration::from_secs(86_400);
 
 /// The gateway's own key and what its certificate says.
 struct Own {
-    key: SingleCertAndKey,
+    key: Arc<SingleCertAndKey>,
     not_after: Timestamp,
     names: Vec<String>,
+    digest: [u8; 32],
 }
 
 impl Snapshot {
     /// Reads the certificates and lists that the configuration names. Every mistake is returned at once.
     pub fn build(config: Config, state: &State) -> Result<Snapshot, Vec<Problem>> {
-        let Config { settings, policy, cases: _ } = config;
-        let mut problems = Vec::new();
-        let own = certified_key(&settings.tls, &mut problems);
-        let issuers = settings.tls.issuers.iter();
-        let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
-        let address = settings.listen.address;
-        if !address.ip().is_loopback() {
-            let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
-            problems.extend(development.map(|issuer| {
-                let message = format!("the development CA is trusted, but the gateway listens on {address}");
-                let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
-                at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
-            }));
-        }
-        let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
-
-        let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
-        let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
-        let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let certificate_not_after = own.not_after;
-        let trust = Arc::new(Trust { provider, versions, key: Arc::new(own.key), issuers, hints });
+        let Config { settings, policy, cases, files, origin: _ } = config;
+        let (trust, own) = trust(&settings)?;
         let lists: Vec<_> = policy.partners.iter().map(|partner| &partner.networks).collect();
-        let union = Union::build(&lists);
-        let states = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
+        let union = Arc::new(Union::build(&lists));
+        let files = files.into_iter().chain(settings.tls.files()).collect();
+        let (settings, policy) = (Arc::new(settings), Arc::new(policy));
+        let read = Read { generation: 1, settings, policy, cases: cases.into(), files, union };
+        Ok(Snapshot::assemble(read, trust, own, state))
+    }
+
+    /// The same configuration with its certificates, keys and lists read anew.
+    pub fn renew(&self, state: &State) -> Result<Snapshot, Vec<Problem>> {
+        let (trust, own) = trust(&self.read.settings)?;
+        Ok(Snapshot::assemble(self.read.clone(), trust, own, state))
+    }
+
+    fn assemble(read: Read, trust: Arc<Trust>, own: Own, state: &State) -> Snapshot {
+        let policy = &read.policy;
+        let states: Vec<_> = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
+        let partners = policy.partners.iter().zip(&states);
+        let last_match = partners.map(|(partner, state)| Matches::of(&partner.networks, state)).collect();
         let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
-        let last_match = policy.partners.iter().map(|partner| Matches::of(partner.networks.len())).collect();
         let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
-        Ok(Snapshot {
-            settings,
-            policy,
+        let Own { not_after: certificate_not_after, digest: own_certificate, .. } = own;
+        Snapshot {
+            read,
             trust,
-            union,
             states,
             request_lines,
             last_match,
             certificate_not_after,
+            own_certificate,
             unnamed_hosts,
-        })
+        }
     }
 
     /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
@@ -140,6 +169,18 @@ impl Snapshot {
         found
     }
 
+    /// Whether certificates, keys and lists are those of another snapshot.
+    pub fn trusts_as(&self, other: &Snapshot) -> bool {
+        let own = |snapshot: &Snapshot| snapshot.own_certificate;
+        self.trust.digest == other.trust.digest && own(self) == own(other)
+    }
+
+    /// As the successor of another.
+    pub fn numbered(mut self, generation: u64) -> Snapshot {
+        self.read.generation = generation;
+        self
+    }
+
     pub fn request_lines(&self, partner: Option<PartnerId>) -> Option<&LogLimit> {
         self.request_lines.get(usize::from(partner?.0))
     }
@@ -149,13 +190,21 @@ impl Snapshot {
     }
 
     /// Notes that a network let a request in.
-    pub fn matched(&self, partner: PartnerId, network: NetworkId, now: Timestamp) {
+    pub fn matched(&self, partner: PartnerId, network: NetworkId, now: Timestamp, ledger: &mut Ledger) {
         let matches = &self.last_match[usize::from(partner.0)];
         let slot = &matches.last[network.index()];
         let seconds = now.unix_seconds() as u32;
         // A load is cheaper than a store to a line that other cores read; once a second is exact enough.
-        if slot.load(Ordering::Relaxed) != seconds && slot.swap(seconds, Ordering::Relaxed) == 0 {
+        if slot.load(Ordering::Relaxed) == seconds {
+            return;
+        }
+        let before = slot.swap(seconds, Ordering::Relaxed);
+        if before == 0 {
             matches.ever.fetch_add(1, Ordering::Relaxed);
+        }
+        if before != seconds {
+            let cidr = self.policy.partner(partner).networks.network(network).cidr;
+            self.state(partner).matched(cidr, seconds, ledger);
         }
     }
 
@@ -170,6 +219,63 @@ impl Snapshot {
     }
 }
 
+/// The gateway's own key and whom it trusts, from the files that the settings name.
+fn trust(settings: &Settings) -> Result<(Arc<Trust>, Own), Vec<Problem>> {
+    let mut problems = Vec::new();
+    let own = certified_key(&settings.tls, &mut problems);
+    let issuers = settings.tls.issuers.iter();
+    let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
+    let address = settings.listen.address;
+    if !address.ip().is_loopback() {
+        let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
+        problems.extend(development.map(|issuer| {
+            let message = format!("the development CA is trusted, but the gateway listens on {address}");
+            let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
+            at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
+        }));
+    }
+    problems.extend(shared_anchors(&settings.tls.issuers, &issuers));
+    let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
+
+    let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
+    let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
+    let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let digest = digest(&issuers);
+    let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
+    Ok((Arc::new(trust), own))
+}
+
+/// A CA stands under one issuer: whom its certificates name would otherwise hang on the order of the issuers.
+fn shared_anchors(settings: &[Issuer], issuers: &[TrustedIssuer]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (nth, issuer) in issuers.iter().enumerate() {
+        let shares = |other: &&TrustedIssuer| {
+            let key = |anchor: &TrustAnchor| (anchor.subject.to_vec(), anchor.subject_public_key_info.to_vec());
+            other.anchors.iter().any(|anchor| issuer.anchors.iter().any(|mine| key(mine) == key(anchor)))
+        };
+        let Some(other) = issuers[..nth].iter().find(shares) else { continue };
+        let Some(declared) = settings.iter().find(|declared| declared.name == issuer.name) else { continue };
+        let message = format!("holds a CA that issuer {} holds as well", other.name);
+        let problem = at(&declared.place, "issuer.certificates", &declared.certificates, message);
+        problems.push(problem.with_hint("name each CA under one issuer; several partners may refer to it"));
+    }
+    problems
+}
+
+/// Of everything by which a client's chain is judged.
+fn digest(issuers: &[TrustedIssuer]) -> [u8; 32] {
+    let mut text = String::new();
+    for issuer in issuers {
+        let _ = write!(text, "{:?}", (&issuer.name, &issuer.anchors, &issuer.anchors_not_after));
+        let _ = write!(text, "{:?}", (issuer.grace, issuer.revocation));
+        for list in &issuer.lists {
+            let _ = write!(text, "{:?}", (list.next_update, list.digest));
+        }
+    }
+    sha256(text.as_bytes())
+}
+
 fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
     let chain = certificates(&tls.certificate, None, "tls.certificate", problems);
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
@@ -182,6 +288,7 @@ fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
         problems.push(unreadable(&tls.certificate, None, "tls.certificate", &"not a certificate", hint));
         return None;
     };
+    let digest = sha256(&chain.iter().flat_map(|certificate| certificate.to_vec()).collect::<Vec<u8>>());
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| {
         let message = match &error {
@@ -191,7 +298,7 @@ fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
         let problem = Problem::error(tidy(&tls.certificate), "tls.certificate", message);
         problems.push(problem.with_hint(format!("the key is {}", tidy(&tls.key))));
     });
-    Some(Own { key: SingleCertAndKey::from(certified.ok()?), not_after, names })
+    Some(Own { key: Arc::new(SingleCertAndKey::from(certified.ok()?)), not_after, names, digest })
 }
 
 fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<TrustedIssuer> {
@@ -294,6 +401,7 @@ fn revocation_list(path: &Path, der: &[u8]) -> Result<RevocationList, String> {
         file: path.file_name().unwrap_or_default().to_string_lossy().into(),
         this_update: time(parsed.last_update()),
         next_update: time(next_update),
+        digest: sha256(der),
         list: CertRevocationList::from(list),
     })
 }

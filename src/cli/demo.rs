@@ -115,7 +115,7 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
     if !arguments.once {
         invite(&running, &arguments.certs);
         match serve::Signals::listen() {
-            Ok(mut signals) => signals.wait(),
+            Ok(mut signals) => signals.wait(|| ()),
             Err(error) => eprintln!("error: cannot wait for signals: {error}"),
         }
     }

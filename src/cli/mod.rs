@@ -2,6 +2,7 @@
 //! refused, 4 it could not be done.
 
 mod check;
+mod control;
 mod demo;
 mod explain;
 mod pki;
@@ -35,6 +36,14 @@ enum Command {
     Check(check::Arguments),
     /// Says what the gateway would decide on one request, and why
     Explain(explain::Arguments),
+    /// Makes the running gateway read its configuration again
+    Reload(control::Target),
+    /// Stops answering a partner, now and after a restart
+    Freeze(control::Freeze),
+    /// Ends a freeze
+    Thaw(control::Thaw),
+    /// Says how the running gateway is
+    Status(control::Target),
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
@@ -87,6 +96,10 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Explain(arguments) => explain::run(arguments),
+        Command::Reload(target) => control::reload(target),
+        Command::Freeze(arguments) => control::freeze(arguments),
+        Command::Thaw(arguments) => control::thaw(arguments),
+        Command::Status(target) => control::status(target),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),
     };

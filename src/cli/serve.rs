@@ -60,10 +60,10 @@ fn raise_open_files(connections_max: usize) {
     }
 }
 
-/// Waits for SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+/// Reloads upon SIGHUP, until SIGTERM or SIGINT; then drains. A second of these ends the process at once.
 fn until_told(running: Running, sandbox: Sandbox) -> u8 {
-    // Before anybody learns that it serves: whoever then ends it should find somebody listening.
-    let mut signals = match Signals::listen() {
+    // Before anybody learns that it serves: a signal that nobody waits for ends the process.
+    let mut signals = match Signals::listen().and_then(Signals::with_hang_up) {
         Ok(signals) => signals,
         Err(error) => {
             eprintln!("error: cannot wait for signals: {error}");
@@ -77,11 +77,11 @@ fn until_told(running: Running, sandbox: Sandbox) -> u8 {
     let (address, metrics) = (running.address, running.metrics_address);
     tracing::info!(%address, %metrics, workers, %landlock, %seccomp, "serving");
     service::ready(&format!("serving {address}; landlock {landlock}, seccomp {seccomp}"));
-    signals.wait();
+    signals.wait(|| drop(running.gateway.reload()));
     tracing::info!("draining");
     service::stopping(running.gateway.snapshot().settings.http.drain_timeout);
     std::thread::spawn(move || {
-        signals.wait();
+        signals.wait(|| ());
         tracing::warn!("a second signal: the process ends at once");
         std::process::exit(i32::from(FAILED));
     });
@@ -94,11 +94,12 @@ fn until_told(running: Running, sandbox: Sandbox) -> u8 {
     }
 }
 
-/// SIGTERM and SIGINT, from when this was made on.
+/// SIGTERM and SIGINT, and SIGHUP if it is asked for, from when this was made on.
 pub struct Signals {
     runtime: Runtime,
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -107,16 +108,31 @@ impl Signals {
         let entered = runtime.enter();
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         drop(entered);
-        Ok(Signals { runtime, terminate, interrupt })
+        Ok(Signals { runtime, terminate, interrupt, hang_up: None })
     }
 
-    /// Waits for the next of them.
-    pub fn wait(&mut self) {
-        let Signals { runtime, terminate, interrupt } = self;
+    pub fn with_hang_up(mut self) -> io::Result<Signals> {
+        let entered = self.runtime.enter();
+        let hang_up = signal(SignalKind::hangup())?;
+        drop(entered);
+        self.hang_up = Some(hang_up);
+        Ok(self)
+    }
+
+    /// Waits for the end, and calls `hung_up` for each SIGHUP before.
+    pub fn wait(&mut self, hung_up: impl Fn()) {
+        let Signals { runtime, terminate, interrupt, hang_up } = self;
+        let mut hangs_up = async || match hang_up {
+            Some(hang_up) => hang_up.recv().await,
+            None => std::future::pending().await,
+        };
         runtime.block_on(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hangs_up() => hung_up(),
+                }
             }
         });
     }

@@ -42,7 +42,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let log = root.want_table("log", log);
     let memory_max = root.want_table("pressure", memory_max);
     let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
-    let directory = root.table("data", |table| Some(directory.join(table.need_text("directory")?)));
+    let directory = root.table("data", |table| data(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", backend);
@@ -76,6 +76,10 @@ fn unique<'a>(root: &Reader, key: &'static str, names: impl Iterator<Item = &'a 
         }
         seen.push(name);
     }
+}
+
+pub fn data(table: &Reader, directory: &Path) -> Option<PathBuf> {
+    Some(directory.join(table.need_text("directory")?))
 }
 
 const ENTRIES_MAX: i64 = 1_000_000;
@@ -140,12 +144,14 @@ fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
     });
     let timeout = table.duration("handshake_timeout", SECOND..=60 * SECOND, 5 * SECOND);
     let handshakes_max = table.integer("handshakes_max", 1..=1_000_000, Some(512));
+    let handshakes_per_source_max = table.integer("handshakes_per_source_max", 1..=1_000_000, Some(64));
     Some(Tls {
         certificate: certificate?,
         key: key?,
         tls12: version?.unwrap_or(false),
         handshake_timeout: timeout?,
         handshakes_max: handshakes_max? as usize,
+        handshakes_per_source_max: handshakes_per_source_max? as usize,
         issuers: Vec::new(),
     })
 }

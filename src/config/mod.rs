@@ -27,6 +27,26 @@ pub struct Config {
     pub settings: Settings,
     pub policy: Policy,
     pub cases: Vec<Case>,
+    /// Every file that was read.
+    pub files: Vec<PathBuf>,
+    pub origin: Origin,
+}
+
+/// Where a configuration comes from: enough to read it again.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub directory: PathBuf,
+    pub overrides: Overrides,
+}
+
+impl Origin {
+    /// The files and folders in which a change may be one of the configuration, beside [`Config::files`].
+    pub fn places(&self) -> Vec<PathBuf> {
+        let folders = ["partners", "cases"].map(|name| self.directory.join(name));
+        let problems = RefCell::default();
+        let files = folders.iter().flat_map(|folder| toml_files(folder, &problems));
+        files.chain(folders.clone()).chain([self.directory.join("gateway.toml")]).collect()
+    }
 }
 
 /// Reads `gateway.toml`, `partners/*.toml` and `cases/*.toml` below `directory`.
@@ -43,6 +63,15 @@ pub fn load(directory: &Path, overrides: &Overrides) -> Result<Config, Vec<Probl
     }
 }
 
+/// The data directory alone, whatever else is wrong with the configuration.
+pub fn data_directory(directory: &Path) -> Result<PathBuf, Vec<Problem>> {
+    let problems = RefCell::new(Vec::new());
+    let found = with_file(&directory.join("gateway.toml"), &problems, |source| {
+        source.glance(|root| root.table("data", |table| gateway::data(table, directory)))
+    });
+    found.ok_or(problems.into_inner())
+}
+
 fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
     let shown = directory.display().to_string();
     let shown = shown.trim_end_matches('/');
@@ -55,6 +84,7 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
         None => (&[][..], &[][..]),
     };
     let mut partners: Vec<Partner> = Vec::new();
+    let files = RefCell::new(vec![directory.join("gateway.toml")]);
     let partners_directory = directory.join("partners");
     if gateway.is_some() && !partners_directory.is_dir() {
         let problem = Problem::error(partners_directory.display().to_string(), "", "no such directory");
@@ -69,7 +99,9 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
             route_names: gateway.as_ref().map(|gateway| gateway.route_names.as_slice()),
             directory: &partners_directory,
             shown_directory: &shown_directory,
+            files: &files,
         };
+        files.borrow_mut().push(path.clone());
         let mut found = Vec::new();
         let partner = with_file(&path, problems, |source| source.read(|root| partner::read(root, &known, &mut found)));
         problems.borrow_mut().append(&mut found);
@@ -77,6 +109,7 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
     }
     let mut cases = Vec::new();
     for path in toml_files(&directory.join("cases"), problems) {
+        files.borrow_mut().push(path.clone());
         let read = with_file(&path, problems, |source| source.read(|root| Some(cases::read(root))));
         cases.extend(read.into_iter().flatten());
     }
@@ -88,7 +121,8 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
     let policy = assemble(partners, gateway.routes, gateway.hosts, problems);
     let mut settings = gateway.settings?;
     override_settings(&mut settings, overrides, problems);
-    Some(Config { settings, policy: policy?, cases })
+    let origin = Origin { directory: directory.to_path_buf(), overrides: overrides.clone() };
+    Some(Config { settings, policy: policy?, cases, files: files.into_inner(), origin })
 }
 
 /// Checks what only the whole can show: names, identities and routes that two files claim.

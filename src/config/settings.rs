@@ -1,7 +1,7 @@
 //! How does this gateway run? Everything in `gateway.toml` that is not policy.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Settings {
     pub sandbox: Sandbox,
     /// Resident memory near which new connections are shed, beside the limit of the control group.
     pub memory_max: Option<u64>,
-    /// Where state that outlives the process is kept: the epoch key.
+    /// Where everything is kept that outlives the process.
     pub directory: PathBuf,
     pub backends: Vec<Backend>,
     /// Keys that the state may remember for one partner: source addresses and people together.
@@ -55,6 +55,7 @@ pub struct Tls {
     pub tls12: bool,
     pub handshake_timeout: Duration,
     pub handshakes_max: usize,
+    pub handshakes_per_source_max: usize,
     pub issuers: Vec<Issuer>,
 }
 
@@ -164,9 +165,27 @@ pub struct Backend {
 }
 
 impl Settings {
+    /// Where limits, last matches and freezes are kept.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Where a running gateway takes commands.
+    pub fn control_socket(&self) -> PathBuf {
+        control_socket(&self.directory)
+    }
+
     /// The file of the key that turns people into tokens.
     pub fn epoch_key(&self) -> PathBuf {
         self.directory.join("epoch.key")
+    }
+}
+
+impl Tls {
+    /// Every file that is read for handshakes.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let issuers = self.issuers.iter().flat_map(|issuer| issuer.crls.iter().chain([&issuer.certificates]));
+        issuers.chain([&self.certificate, &self.key]).cloned()
     }
 }
 
@@ -183,6 +202,11 @@ impl Metrics {
         let source = source.to_canonical();
         self.networks.iter().any(|network| network.contains(&source))
     }
+}
+
+/// Where the gateway with this data directory takes commands.
+pub fn control_socket(directory: &Path) -> PathBuf {
+    directory.join("control.sock")
 }
 
 /// What a command line puts in the place of the files' values.

@@ -93,23 +93,11 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
             response
         }
         "/livez" => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" => match why_not_ready(gateway) {
-            None => text(StatusCode::OK, "ok\n".into()),
-            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why.into()),
+        "/readyz" => match gateway.readiness() {
+            Ok(()) => text(StatusCode::OK, "ok\n".into()),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into()),
         },
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
-    }
-}
-
-fn why_not_ready(gateway: &Gateway) -> Option<&'static str> {
-    if !gateway.is_ready() {
-        Some("stopping\n")
-    } else if gateway.pressure.descriptors_short() {
-        Some("shedding new connections: too few file descriptors\n")
-    } else if gateway.pressure.memory_short(gateway.load.open()) {
-        Some("shedding new connections: too little memory\n")
-    } else {
-        None
     }
 }
 

@@ -107,12 +107,13 @@ async fn lookup(
         }
         return Err(if miss { Reason::NoMatch } else { Reason::BackendError });
     }
+    // No encoding was accepted, and the header that would name it is not passed on.
+    if parts.headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Reason::BackendProtocol);
+    }
     let fields = allowed_headers(&parts.headers, method);
     let (body, outcome) = match &declared.records {
         Some(pointer) if method != Method::HEAD => {
-            if parts.headers.contains_key(header::CONTENT_ENCODING) {
-                return Err(Reason::BackendProtocol);
-            }
             let bytes: Bytes = paced(incoming)?.collect().await.map_err(|fault| fault_reason(&fault))?;
             lease.give_back();
             let people = count(&bytes, pointer).ok_or(Reason::BackendProtocol)?;

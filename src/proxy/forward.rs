@@ -23,7 +23,7 @@ pub enum Payload {
     /// Written anew from what was parsed; no header of the partner goes with it.
     Lookup(Box<Lookup>),
     /// Those of the partner's headers that the route lets through, its body, and a target written anew.
-    Pass { target: String, headers: HeaderMap, nominated: Vec<String>, body: Incoming },
+    Pass { target: String, headers: HeaderMap, nominated: Vec<String>, body: Option<Incoming> },
 }
 
 /// What the gateway says of the caller: made once a connection, sent with every request.
@@ -71,11 +71,12 @@ pub async fn forward(
         Payload::Pass { target, headers: mut fields, nominated, body } => {
             let RouteKind::Pass(declared) = &route.kind else { return Err(Reason::Internal) };
             headers::strip_request(&mut fields, &nominated, &declared.headers);
-            let body = if body.is_end_stream() {
-                Outgoing::Empty
-            } else {
-                let bounds = Bounds { bytes_max: declared.body_bytes_max, ..errand.bounds };
-                Outgoing::streamed(Paced::new(body, bounds).map_err(|fault| body_fault(&fault))?, upload.clone())
+            let body = match body.filter(|body| !body.is_end_stream()) {
+                None => Outgoing::Empty,
+                Some(body) => {
+                    let bounds = Bounds { bytes_max: declared.body_bytes_max, ..errand.bounds };
+                    Outgoing::streamed(Paced::new(body, bounds).map_err(|fault| body_fault(&fault))?, upload.clone())
+                }
             };
             (target, fields, body)
         }

@@ -1,5 +1,6 @@
 //! Who may connect? One thread, runtime and listener a core; a connection goes to the worker with the fewest.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,17 +16,27 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::connection;
 use super::proxy_protocol::{self, Progress};
-use super::tls::{Refusal, canonical};
+use super::tls::{Client, Refusal, canonical};
 use super::upstream::Pools;
+use crate::clock::Timestamp;
+use crate::config::settings::Tls;
 use crate::gateway::Gateway;
+use crate::policy::admit::Standing;
+use crate::policy::charge::site;
+use crate::snapshot::Snapshot;
+use crate::state::PartnerState;
+use crate::state::store::Ledger;
 
 /// One core's share of the gateway.
 pub struct Worker {
     pub gateway: Arc<Gateway>,
     pub pools: Pools,
+    /// What its requests used up and is not kept yet.
+    pub ledger: RefCell<Ledger>,
     index: usize,
 }
 
@@ -36,8 +47,35 @@ pub struct Load {
     handshakes: AtomicUsize,
     /// Accepted from a balancer, whose header has not come yet.
     waiting: AtomicUsize,
-    sources: Mutex<HashMap<IpAddr, usize>>,
+    open_by_source: BySource,
+    handshakes_by_source: BySource,
     workers: Vec<Share>,
+}
+
+/// How many each source has of something. A source is an IPv4 address or an IPv6 /64: nobody has less than that, and so
+/// nobody gets more by using all of it.
+#[derive(Debug, Default)]
+struct BySource(Mutex<HashMap<IpAddr, usize>>);
+
+impl BySource {
+    /// Whether there was one left of `max`; it is to be given back.
+    fn take(&self, source: IpAddr, max: usize) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(site(source)).or_default();
+        let left = *count < max;
+        *count += usize::from(left);
+        left
+    }
+
+    fn give_back(&self, source: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&site(source)) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&site(source));
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -91,14 +129,10 @@ impl Load {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-max");
         }
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = sources.entry(source).or_default();
-        if *of_source >= per_source_max {
+        if !self.open_by_source.take(source, per_source_max) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-per-source-max");
         }
-        *of_source += 1;
-        drop(sources);
         let least = self.workers.iter().enumerate().min_by_key(|(_, share)| share.open.load(Ordering::Relaxed));
         let worker = least.map_or(0, |(at, _)| at);
         self.workers[worker].open.fetch_add(1, Ordering::Relaxed);
@@ -110,13 +144,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.load.open.fetch_sub(1, Ordering::Relaxed);
         self.load.workers[self.worker].open.fetch_sub(1, Ordering::Relaxed);
-        let mut sources = self.load.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
+        self.load.open_by_source.give_back(self.source);
     }
 }
 
@@ -141,7 +169,7 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
-        let worker = Rc::new(Worker { gateway, pools: Pools::default(), index });
+        let worker = Rc::new(Worker { gateway, pools: Pools::default(), ledger: RefCell::default(), index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
         tokio::task::spawn_local(beat(worker.clone()));
         let stopped = worker.gateway.drained();
@@ -302,12 +330,15 @@ async fn receive(mut inbox: Inbox, worker: Rc<Worker>) {
 async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<Worker>) {
     let gateway = worker.gateway.clone();
     let snapshot = gateway.snapshot();
-    let settings = &snapshot.settings.tls;
-    let under_way = Counted::begin(&gateway.load.handshakes);
-    if under_way.count > settings.handshakes_max {
+    let settings = snapshot.settings.clone();
+    let settings = &settings.tls;
+    let Some(under_way) = Shaking::begin(&gateway.load, source, settings) else {
         gateway.metrics.handshake(Refusal::Busy.code());
+        gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+            tracing::info!(%source, reason = Refusal::Busy.code(), unlogged, "handshake refused");
+        });
         return;
-    }
+    };
     let Ok((config, attempt)) = snapshot.trust.attempt() else {
         gateway.metrics.handshake(Refusal::Other.code());
         return;
@@ -315,13 +346,20 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let accept = TlsAcceptor::from(config).accept(stream).into_fallible();
     let refusal = match timeout(settings.handshake_timeout, accept).await {
         Ok(Ok(stream)) => match attempt.client() {
-            Some(client) => {
-                gateway.metrics.handshake("ok");
-                drop((under_way, snapshot, attempt));
-                connection::serve(stream, source, client, worker).await;
-                drop(place);
-                return;
-            }
+            Some(client) => match frozen(&snapshot, &client, gateway.clock.now()) {
+                None => {
+                    gateway.metrics.handshake("ok");
+                    drop((under_way, snapshot, attempt));
+                    connection::serve(stream, source, client, worker).await;
+                    drop(place);
+                    return;
+                }
+                Some(state) => {
+                    drop((under_way, snapshot));
+                    turn_away(stream, &state, &gateway).await;
+                    Refusal::PartnerFrozen
+                }
+            },
             None => Refusal::CertificateMissing,
         },
         Ok(Err((error, stream))) => {
@@ -347,6 +385,23 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     });
 }
 
+/// The state of the partner that a client belongs to, if it is frozen.
+fn frozen(snapshot: &Snapshot, client: &Client, now: Timestamp) -> Option<Arc<PartnerState>> {
+    let partner = snapshot.policy.identify(&client.credential, now)?;
+    Some(snapshot.state(partner).clone()).filter(|state| state.standing() == Standing::Frozen)
+}
+
+/// Ends a frozen partner's connection before a byte of HTTP, each time later than the last: retries cost next to nothing.
+async fn turn_away(mut stream: TlsStream<TcpStream>, state: &Arc<PartnerState>, gateway: &Gateway) {
+    if let Some(knock) = state.knock(gateway.clock.now()) {
+        tokio::select! {
+            () = sleep(knock.delay) => {}
+            () = gateway.draining() => {}
+        }
+    }
+    let _ = timeout(LINGER_TIMEOUT, stream.shutdown()).await;
+}
+
 /// Sees to it that the alert arrives. A client that has sent its request already would have its connection reset by bytes
 /// that nobody read, and would not learn why it was refused.
 async fn linger(mut stream: TcpStream) {
@@ -365,6 +420,29 @@ async fn linger(mut stream: TcpStream) {
 /// How long, and for how many reads, a refused client may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_READS_MAX: usize = 16;
+
+/// A handshake under way. All together are bounded, and those of one source to a part of that: it takes no certificate to
+/// begin one and never end it.
+struct Shaking<'a> {
+    load: &'a Load,
+    source: IpAddr,
+    _one: Counted<'a>,
+}
+
+impl<'a> Shaking<'a> {
+    fn begin(load: &'a Load, source: IpAddr, settings: &Tls) -> Option<Shaking<'a>> {
+        let one = Counted::begin(&load.handshakes);
+        let fits = one.count <= settings.handshakes_max;
+        let taken = fits && load.handshakes_by_source.take(source, settings.handshakes_per_source_max);
+        taken.then_some(Shaking { load, source, _one: one })
+    }
+}
+
+impl Drop for Shaking<'_> {
+    fn drop(&mut self) {
+        self.load.handshakes_by_source.give_back(self.source);
+    }
+}
 
 /// One of so many, `count` with itself, until it is dropped.
 struct Counted<'a> {

@@ -305,6 +305,38 @@ fn the_sandbox_leaves_its_own_files_and_ports_and_nothing_else() {
     assert_eq!(untouched[0].hint, "", "here nobody is confined");
 }
 
+/// The same on the real process: it cannot read what its operator can.
+#[test]
+fn a_reload_reads_only_where_the_sandbox_lets_it() {
+    let manager = Manager::new();
+    let (elsewhere, later) = (TempDir::new().expect("directory"), TempDir::new().expect("directory"));
+    let current = pki().partners.directory.join("current.crl");
+    let read = format!("\n[sandbox]\nread = [\"{}\"]\n", later.path().display());
+    let mut world = Setup::new().section(&read).spawn_under(&[], &[("NOTIFY_SOCKET", &manager.path)], one_person);
+    assert!(manager.told().starts_with("READY=1\n"));
+    let mut change = |directory: &TempDir| {
+        let list = directory.path().join("list.crl");
+        std::fs::copy(&current, &list).expect("copy");
+        let file = world.directory().join("gateway.toml");
+        let text = std::fs::read_to_string(&file).expect("the configuration");
+        let from = text.lines().find(|line| line.starts_with("crls = ")).expect("lists").to_owned();
+        std::fs::write(file, text.replace(&from, &format!("crls = [\"{}\"]", list.display()))).expect("write");
+        world.process().hang_up();
+        let reloading = manager.told();
+        let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+        assert!(time.trim().parse::<u64>().is_ok_and(|time| time > 0), "{reloading}");
+        manager.told()
+    };
+    let told = change(&elsewhere);
+    assert!(told.starts_with("READY=1\nSTATUS=generation 1 is served; a reload was refused"), "{told}");
+    let told = change(&later);
+    assert!(told.starts_with("READY=1\nSTATUS=generation 2 is served"), "{told}");
+    let why = world.process().logged(|line| line["message"] == "configuration");
+    let why = why["problem"].as_str().expect("a problem");
+    assert!(why.contains("list.crl") && why.contains("Permission denied") && why.contains("sandbox.read"), "{why}");
+    assert_eq!(world.ask(WHOAMI).status, 200);
+}
+
 /// Sent to whoever makes a system call that ends it; of this number on every architecture but MIPS.
 const SIGSYS: i32 = 31;
 
@@ -313,17 +345,15 @@ const SIGSYS: i32 = 31;
 /// A gateway that may have 128 files open, of which half are kept for backends; its requests to `/rest/held` wait for `gate`.
 fn with_few_descriptors(gate: &Arc<RwLock<()>>, backend_connections_max: usize) -> World {
     let gate = gate.clone();
-    Setup::new().gateway("connections_max = 64", &format!("connections_max = {backend_connections_max}")).spawn_under(
-        &["prlimit", "--nofile=128"],
-        &[],
-        move |exchange| {
-            exchange.read_body();
-            if exchange.request.target() == "/rest/held" {
-                drop(gate.read());
-            }
-            exchange.answer("200 OK", "", b"x");
-        },
-    )
+    let setup = Setup::new().gateway("handshake_timeout = \"10s\"", "handshake_timeout = \"60s\"");
+    let setup = setup.gateway("connections_max = 64", &format!("connections_max = {backend_connections_max}"));
+    setup.spawn_under(&["prlimit", "--nofile=128"], &[], move |exchange| {
+        exchange.read_body();
+        if exchange.request.target() == "/rest/held" {
+            drop(gate.read());
+        }
+        exchange.answer("200 OK", "", b"x");
+    })
 }
 
 fn refused(world: &World, reason: &str) -> f64 {

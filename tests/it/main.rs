@@ -8,12 +8,16 @@ mod clients;
 mod configuration;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
+/// Hostile callers: bytes, frames, slowness and floods, row by row.
+mod hostile;
 /// Starting, confined, watched, under pressure, through steps of the clock, to the end.
 mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
 mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.
 mod properties;
+/// What changes while it runs: reload, revocation, freeze, restart.
+mod reload;
 /// The edges of the house: who may import what, and what every file owes its reader.
 mod tidy;
 /// Certificates made by openssl: who gets in, who does not, and for what reason.
