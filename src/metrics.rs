@@ -55,6 +55,7 @@ pub struct Metrics {
     sandbox: IntGaugeVec,
     pressure: IntGaugeVec,
     memory_used: Gauge,
+    clock_ahead: Gauge,
     series: IntGauge,
 }
 
@@ -238,6 +239,10 @@ impl Metrics {
                 "What is short (descriptors, memory): 1 where new connections are shed for it.",
                 &["resource"],
             )?,
+            clock_ahead: {
+                let help = "How far the gateway's clock is ahead of the system's, which was set back.";
+                register(&registry, Gauge::new("dwarpal_clock_ahead_seconds", help)?)?
+            },
             memory_used: {
                 let help = "Memory in use as a share of the tightest limit; 0 where there is none.";
                 register(&registry, Gauge::new("dwarpal_memory_used_ratio", help)?)?
@@ -276,6 +281,10 @@ impl Metrics {
 
     pub fn answer_cut(&self, route: &str, reason: &str) {
         self.answers_cut.with_label_values(&[route, reason]).inc();
+    }
+
+    pub fn clock_ahead(&self, ahead: Duration) {
+        self.clock_ahead.set(ahead.as_secs_f64());
     }
 
     pub fn sandbox(&self, feature: &str, active: bool) {

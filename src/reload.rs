@@ -162,13 +162,15 @@ fn fingerprint_of(files: &[PathBuf]) -> u64 {
 /// What only a new process can change.
 fn immovable(file: &str, old: &Settings, new: &Settings) -> Vec<Problem> {
     let values = |settings: &Settings| {
-        let Settings { listen, metrics, directory, log, .. } = settings;
+        let Settings { listen, metrics, directory, log, sandbox, memory_max, .. } = settings;
         [
             ("listen.address", listen.address.to_string()),
             ("listen.workers", listen.workers.to_string()),
             ("metrics.address", metrics.address.to_string()),
             ("data.directory", directory.display().to_string()),
             ("log", format!("{log:?}")),
+            ("sandbox", format!("{sandbox:?}")),
+            ("pressure.memory_max", format!("{memory_max:?}")),
         ]
     };
     let pairs = values(old).into_iter().zip(values(new)).filter(|(old, new)| old != new);

@@ -44,8 +44,20 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
 
 /// What time is it, and what is short? Ends with the gateway.
 async fn look_around(gateway: Arc<Gateway>) {
+    let mut set_back = false;
     loop {
-        gateway.clock.follow();
+        let (forward, ahead) = (gateway.clock.follow(), gateway.clock.ahead());
+        if forward > STEP {
+            tracing::warn!(seconds = forward.as_secs(), "the system's clock went forward, and the gateway's with it");
+        }
+        if ahead > STEP && !set_back {
+            tracing::warn!(
+                seconds = ahead.as_secs(),
+                "the system's clock was set back; the gateway's goes on from where it was"
+            );
+        }
+        set_back = ahead > STEP;
+        gateway.metrics.clock_ahead(ahead);
         gateway.pressure.look(gateway.load.open());
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -55,6 +67,8 @@ async fn look_around(gateway: Arc<Gateway>) {
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// More than a clock is slewed by in a second: somebody set it.
+const STEP: Duration = Duration::from_secs(5);
 
 async fn serve(listener: TcpListener, gateway: &Arc<Gateway>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));

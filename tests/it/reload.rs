@@ -81,8 +81,7 @@ fn default_provider() -> rustls::crypto::CryptoProvider {
 fn signal_command_and_a_changed_file_all_reload() {
     let setup = Setup::new();
     let mut world = setup.clone().spawn(one_person);
-    let hang_up = world.process().child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-HUP", &hang_up]).status().expect("kill").success());
+    world.process().hang_up();
     eventually("the signal is heard", || world.metric(SERVED) == 2.0);
 
     let (code, out, error) = world.command(&["reload"]);
