@@ -283,7 +283,7 @@ fn every_mistake_of_every_file_is_told_at_once() {
         "partners/icmr.networks:2: cidr",
         "partners/icmr.networks:4: ticket",
         "partners/icmr.toml:19: network[0].cidr",
-        "partners/icmr.toml:38: limits.requests",
+        "partners/icmr.toml:39: limits.requests",
         "partners/state-health.toml:10: network[0].cidr: missing",
         "partners/state-health.toml:11: network[0].cdir: unknown key; did you mean cidr?",
         "partners/travel-desk.toml:34: limits.in_flight_max = \"0\"",
