@@ -1196,7 +1196,7 @@ impl Till {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// As if it were not there: all that is refused, now and later, is refused by others.
     #[test]
