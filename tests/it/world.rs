@@ -304,14 +304,6 @@ impl World {
         Setup::new().start(backend::one_person)
     }
 
-    /// The gateway itself, where it is in this process.
-    pub fn gateway(&self) -> Arc<Gateway> {
-        match &self.host {
-            Host::Here(Some(running)) => running.gateway.clone(),
-            Host::Here(None) | Host::Process(_) => panic!("the gateway is not in this process"),
-        }
-    }
-
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -322,7 +314,7 @@ impl World {
     }
 
     /// The gateway in this process.
-    pub fn gateway(&self) -> &Gateway {
+    pub fn gateway(&self) -> &Arc<Gateway> {
         match &self.host {
             Host::Here(Some(running)) => &running.gateway,
             _ => panic!("the gateway is a process of its own"),
