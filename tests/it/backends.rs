@@ -1397,6 +1397,40 @@ fn a_request_that_an_http2_server_has_not_touched_is_tried_once_more_and_no_othe
 }
 
 #[test]
+fn an_http2_server_that_renews_its_connections_under_load_loses_no_request() {
+    // After a hundred answers it takes no more on this connection, whatever is on its way already.
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let server = h2_server(move |frames, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        frames.greet();
+        let mut last = 0;
+        for _ in 0..100 {
+            let Some(stream) = frames.request() else { return };
+            frames.answer(stream);
+            last = stream;
+        }
+        frames.go_away(u8::try_from(last).expect("a small number"), 0);
+        while frames.request().is_some() {}
+    });
+    let world =
+        h2_before(&[server]).gateway("answer_timeout = \"500ms\"", "answer_timeout = \"10s\"").start(one_person);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut line = world.alpha();
+                for at in 0..200 {
+                    let answer = line.ask(lookup());
+                    assert_eq!((answer.status, answer.text().as_str()), (200, ONE_PERSON), "request {at}");
+                }
+            });
+        }
+    });
+    let connections = connections.load(Ordering::SeqCst);
+    assert!((8..=16).contains(&connections), "{connections}");
+}
+
+#[test]
 fn an_http2_server_that_misbehaves_is_cut_off_in_time() {
     type Misbehaves = fn(&mut Frames);
     let table: [(&str, Misbehaves, u16, &str); 7] = [

@@ -81,6 +81,8 @@ fn a_crate_is_imported_only_where_it_belongs() {
         ("governor", &["src/state/rates.rs"][..]),
         ("prometheus", &["src/metrics.rs"]),
         ("redis", &[]),
+        ("h2", &["src/proxy/upstream/pool.rs"]),
+        ("socket2", &["src/proxy/upstream/socket.rs"]),
         ("hyper", WIRE),
         ("hyper_util", WIRE),
         ("rustls", WIRE),
