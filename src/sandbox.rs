@@ -109,12 +109,11 @@ struct Grants {
 
 impl Grants {
     fn of(config: &Config, directory: &Path) -> Grants {
-        let Settings { listen, tls, metrics, directory: data, sandbox, .. } = &config.settings;
+        let Settings { listen, metrics, directory: data, sandbox, .. } = &config.settings;
         let mut grants = Grants::default();
         grants.read.insert(directory.to_owned());
-        let issuers = tls.issuers.iter().flat_map(|issuer| issuer.crls.iter().chain([&issuer.certificates]));
-        for file in issuers.chain([&tls.certificate, &tls.key, &config.settings.epoch_key()]) {
-            grants.read.extend(directories(file));
+        for file in config.settings.files().chain([config.settings.epoch_key()]) {
+            grants.read.extend(directories(&file));
         }
         let mut before = None;
         for (_, network) in config.policy.partners.iter().flat_map(|partner| partner.networks.iter()) {

@@ -127,8 +127,19 @@ fn settings(settings: &Settings, found: &mut Vec<Problem>) {
             found.push(problem.at_line(issuer.place.line as usize).with_value(&*issuer.name).with_hint(hint));
         }
     }
+    for backend in &settings.backends {
+        let open = backend.servers.iter().find(|server| !server.ip().is_loopback());
+        if let (None, Some(server)) = (&backend.tls, open) {
+            let problem =
+                Problem::warning(&*backend.place.file, "backend.servers", "is sent plain text over a network");
+            let hint = "people's identifiers can be read on the way: add [backend.tls]";
+            found.push(problem.at_line(backend.place.line as usize).with_value(server.to_string()).with_hint(hint));
+        }
+    }
     let epoch_key = settings.epoch_key();
-    for (key, path) in [("tls.key", settings.tls.key.as_path()), ("data.directory", &epoch_key)] {
+    let own = [("tls.key", settings.tls.key.as_path()), ("data.directory", &epoch_key)];
+    let clients = settings.backends.iter().filter_map(|backend| backend.tls.as_ref()?.client.as_ref());
+    for (key, path) in own.into_iter().chain(clients.map(|client| ("backend.tls.key", client.key.as_path()))) {
         if let Some(mode) = exposed(path) {
             let message = format!("readable by others (mode {mode:04o})");
             let hint = format!("chmod 600 {}", path.display());

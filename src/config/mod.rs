@@ -195,7 +195,7 @@ fn override_settings(settings: &mut Settings, overrides: &Overrides, problems: &
     }
     for (name, address) in &overrides.backends {
         match settings.backends.iter_mut().find(|backend| *backend.name == **name) {
-            Some(backend) => backend.address = *address,
+            Some(backend) => backend.servers = vec![*address],
             None => {
                 let known = gateway::names(settings.backends.iter().map(|backend| &backend.name));
                 let problem = Problem::error("--backend", name.clone(), "no such backend");

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::gateway::Gateway;
+use crate::proxy::upstream::health;
 use crate::service;
 
 /// Scrapers and balancers at the same time; more wait.
@@ -32,6 +33,7 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
         });
         tokio::spawn(service::watchdog(gateway.clone()));
         tokio::spawn(look_around(gateway.clone()));
+        tokio::spawn(health::watch(gateway.clone()));
         tokio::select! {
             () = serve(listener, &gateway) => {}
             () = gateway.drained() => {}
@@ -100,7 +102,8 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
     }
     match request.uri().path() {
         "/metrics" => {
-            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open(), &gateway.pressure);
+            let (open, now) = (gateway.load.open(), gateway.clock.now());
+            let rendered = gateway.metrics.render(&gateway.snapshot(), open, &gateway.pressure, now);
             let mut response = text(StatusCode::OK, rendered.into());
             let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, format);

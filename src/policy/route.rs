@@ -35,6 +35,13 @@ pub struct Place {
     pub line: u32,
 }
 
+impl Place {
+    /// For comparing what stands at two places.
+    pub fn nowhere(&self) -> Place {
+        Place { file: "".into(), line: 0 }
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.file, self.line)

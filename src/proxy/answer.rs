@@ -40,7 +40,7 @@ enum Slot {
     Ending(Unread),
     Streamed {
         paced: Paced,
-        lease: Option<Lease>,
+        lease: Option<Box<Lease>>,
         held: Held,
     },
     Expired,
@@ -84,7 +84,7 @@ impl Body {
             lease.give_back();
             return Body::empty();
         }
-        Body(Rc::new(RefCell::new(Slot::Streamed { paced, lease: Some(lease), held })))
+        Body(Rc::new(RefCell::new(Slot::Streamed { paced, lease: Some(Box::new(lease)), held })))
     }
 
     pub fn remains(&self) -> Remains {
@@ -169,6 +169,9 @@ impl hyper::body::Body for Body {
                 match piece {
                     Some(Ok(piece)) => Poll::Ready(Some(Ok(Frame::data(piece)))),
                     Some(Err(fault)) => {
+                        if let (Some(lease), Fault::Broken(_)) = (lease, &fault) {
+                            lease.fail(Reason::BackendIncomplete);
+                        }
                         held.cut(fault.code());
                         *slot = Slot::Expired;
                         Poll::Ready(Some(Err(fault)))

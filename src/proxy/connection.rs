@@ -24,7 +24,7 @@ use super::intake::Line;
 use super::listen::Worker;
 use super::paced::{Bounds, Unread};
 use super::tls::{Client, Verified};
-use super::upstream::Pools;
+use super::upstream::{Local, Pools};
 use super::wire::http1::HeadLimits;
 use super::wire::http2::{Allowance, FrameLimits};
 use super::wire::{Handle, Limits, Violation, Wire};
@@ -471,15 +471,5 @@ fn limits(http: &Http) -> Limits {
         },
         write_rate_min: rate,
         write_grace: http.rate_grace,
-    }
-}
-
-/// hyper's HTTP/2 tasks run on the worker's own thread.
-#[derive(Clone)]
-struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
     }
 }

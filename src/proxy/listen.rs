@@ -98,6 +98,8 @@ struct Place {
     worker: usize,
 }
 
+const TRIM_EVERY: Duration = Duration::from_secs(1);
+
 /// A worker's inbox: what other workers accepted for it.
 pub type Inbox = mpsc::UnboundedReceiver<Arrival>;
 
@@ -169,15 +171,25 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
-        let worker = Rc::new(Worker { gateway, pools: Pools::default(), ledger: RefCell::default(), index });
+        let (pools, ledger) = (Pools::of(gateway.clone()), RefCell::default());
+        let worker = Rc::new(Worker { pools, gateway, ledger, index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
         tokio::task::spawn_local(beat(worker.clone()));
+        tokio::task::spawn_local(trim(worker.clone()));
         let stopped = worker.gateway.drained();
         tokio::select! {
             never = accept(listener, &worker) => match never {},
             () = stopped => Ok(()),
         }
     })
+}
+
+/// Closes connections to backends that nobody will use, whether or not requests come.
+async fn trim(worker: Rc<Worker>) {
+    loop {
+        sleep(TRIM_EVERY).await;
+        worker.pools.trim(&worker.gateway.snapshot());
+    }
 }
 
 /// Accepts for all workers, and keeps what is its own share.

@@ -37,6 +37,7 @@ use forward::{Errand, Payload};
 use intake::Intake;
 use paced::Unread;
 use record::Record;
+use upstream::Refusal;
 
 /// Answers one request: with the backend's answer, the gateway's own, or a refusal. Always with a decision id.
 pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body> {
@@ -139,10 +140,10 @@ async fn exchange(
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
     let errand = Errand { method: method.clone(), host: &host, caller, decision, trace, bounds };
     let asked = Instant::now();
-    let answered = forward::forward(permit, payload, errand, settings, peer.pools()).await;
-    let answered = answered.map_err(|reason| {
+    let answered = forward::forward(permit, payload, errand, snapshot, peer.pools()).await;
+    let answered = answered.map_err(|Refusal { reason, retry_after }| {
         record.withheld(reason, asked.elapsed());
-        denied(reason)
+        Denial { retry_after, ..denied(reason) }
     })?;
     record.uploaded(answered.upload_time);
     let held = Held::new(hold, gateway.clone(), route.name.clone());

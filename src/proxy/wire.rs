@@ -265,6 +265,11 @@ impl<S> Wire<S> {
         Wire::new(stream, Side::Http2(Box::new(Meter::new(&limits.frames))), limits)
     }
 
+    /// The other way round: a server's stream, which begins without the client's preface.
+    pub fn http2_of_server(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
+        Wire::new(stream, Side::Http2(Box::new(Meter::of_server(&limits.frames))), limits)
+    }
+
     fn new(stream: S, side: Side, limits: &Limits) -> (Wire<S>, Handle) {
         let shared = Rc::new(Shared::default());
         let wire = Wire {

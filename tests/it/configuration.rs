@@ -364,6 +364,21 @@ fn what_is_commented_out_is_accepted_and_in_the_gateways_file_the_default() {
     }
 }
 
+/// What is indented in a comment is no default, but every key of it is one that exists.
+#[test]
+fn what_is_shown_as_an_option_is_accepted() {
+    let copy = Copy::new();
+    let shown = |line: &str| line.strip_prefix("#   ").unwrap_or(line).to_owned() + "\n";
+    let text: String = copy.text(GATEWAY).lines().map(shown).collect();
+    let text = text.replacen("address = \"127.0.0.1:9001\"\n", "", 1);
+    fs::write(copy.directory().join(GATEWAY), text).expect(GATEWAY);
+    let config = copy.load().unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let backend = &config.settings.backends[0];
+    assert_eq!(backend.servers.len(), 2);
+    assert!(backend.tls.as_ref().is_some_and(|tls| tls.client.is_some()), "{backend:#?}");
+    assert!(backend.health.is_some() && backend.circuit.is_some(), "{backend:#?}");
+}
+
 /// Taking away must never open. A route that answers on one host and loses it from its list must not answer on all.
 #[test]
 fn an_empty_list_of_a_routes_hosts_is_not_every_host() {

@@ -337,7 +337,8 @@ fn a_frozen_partner_gets_nothing_until_it_is_thawed() {
     for (wait, least) in waits.iter().zip([250, 500, 1_000]) {
         assert!(*wait >= Duration::from_millis(least), "{waits:?}");
     }
-    assert_eq!(world.metric("dwarpal_handshakes_total{result=\"partner-frozen\"}"), 3.0);
+    let refused = "dwarpal_handshakes_total{result=\"partner-frozen\"}";
+    eventually("they are counted", || world.metric(refused) == 3.0);
     assert_eq!(world.metric("dwarpal_partner_frozen{partner=\"alpha\"}"), 1.0);
     let logged = world.process().logged(|line| line["message"] == "handshake refused");
     assert!(logged["subject"].as_str().is_some_and(|subject| subject.contains("alpha")), "{logged}");

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
@@ -269,6 +270,34 @@ impl Exchange {
     pub fn answer(&mut self, status: &str, fields: &str, body: &[u8]) {
         let head = format!("HTTP/1.1 {status}\r\n{fields}content-length: {}\r\n\r\n", body.len());
         self.write([head.as_bytes(), body].concat());
+    }
+
+    /// Writes the same again and again, with a pause if there is one, until the gateway ends the connection.
+    pub fn flood(&mut self, bytes: &[u8], pause: Duration) {
+        let stream = self.reader.get_mut();
+        stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+        let begun = Instant::now();
+        while stream.write_all(bytes).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "the gateway takes it for ever");
+            if !pause.is_zero() {
+                thread::park_timeout(pause);
+            }
+        }
+        self.open = false;
+    }
+
+    /// Says no more, and waits for the gateway to end the connection.
+    pub fn hold(&mut self) {
+        self.reader.get_mut().set_read_timeout(Some(PATIENCE)).expect("timeout");
+        let _ = self.reader.read_to_end(&mut Vec::new());
+        self.open = false;
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(&mut self) {
+        let stream = self.reader.get_ref();
+        socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        self.open = false;
     }
 
     /// Ends this side of the connection, and waits for the gateway to end the other.
