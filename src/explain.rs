@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::config::cases::{Expect, Question};
+use crate::config::cases::{Case, Expect, Question};
 use crate::config::settings::Settings;
+use crate::policy::admit::Standing;
 use crate::policy::fields::is_relied_on;
 use crate::policy::head::{Target, fields_allowed, host_of, method_allowed};
 use crate::policy::identify::{Credential, Proof};
@@ -15,6 +16,7 @@ use crate::policy::route::RouteKind;
 use crate::policy::trail::Trail;
 use crate::policy::{Denial, Head, Policy, Sender};
 use crate::state::State;
+use crate::state::store::Ledger;
 use crate::subject::EpochKey;
 
 /// The answer to a question: the reason for a denial, if it is one, and how it came about.
@@ -26,6 +28,10 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    pub fn verdict(&self) -> String {
+        self.denied.map_or("allow".to_owned(), |reason| format!("deny ({reason})"))
+    }
+
     pub fn is(&self, expected: Expect) -> bool {
         match (expected, self.denied) {
             (Expect::Allow, None) => true,
@@ -34,6 +40,23 @@ impl Explanation {
             _ => false,
         }
     }
+}
+
+/// Why a case does not hold, if it does not.
+pub fn case_failure(case: &Case, policy: &Policy, settings: &Settings, now: Timestamp) -> Option<String> {
+    let explanation = match explain(policy, settings, &case.question, now) {
+        Ok(explanation) => explanation,
+        Err(why) => return Some(why),
+    };
+    if explanation.is(case.expect) {
+        return None;
+    }
+    let expected = match case.expect {
+        Expect::Allow => "allow".to_owned(),
+        Expect::Deny(None) => "deny".to_owned(),
+        Expect::Deny(Some(reason)) => format!("deny ({reason})"),
+    };
+    Some(format!("expected {expected}, got {}", explanation.verdict()))
 }
 
 /// Decides on a question as if it were the first request ever: nothing is used up yet. Fails only where the question
@@ -87,12 +110,13 @@ fn decide(
             HeaderValue::Text(_) | HeaderValue::Unreadable => Err(Reason::MalformedRequest),
         })
         .and_then(|()| Ok((host?, Target::parse(&question.target, settings.http.target_bytes_max)?)));
-    let sender = Sender { now, source: question.source.to_canonical(), credential };
+    let sender = Sender { now, source: question.source.to_canonical(), credential, standing: Standing::Open };
     let plan = match &read {
         Ok((host, Target { path, .. })) => policy.plan_head(&Head { sender, host, method: &question.method, path }),
         Err(reason) => policy.plan_refused(&sender, *reason),
     };
-    let (receipt, _hold) = state.charge(plan.charges(), settings.limiter_entries_max, now);
+    let mut ledger = Ledger::default();
+    let (receipt, _hold) = state.charge(plan.charges(), settings.limiter_entries_max, now, &mut ledger);
     let admission = plan.settle(receipt)?;
     let Some(route) = admission.route() else { return Ok(admission.trail().clone()) };
     let Ok((_, target)) = read else { return Err(Denial::after(admission.trail(), Reason::Internal)) };
@@ -119,7 +143,7 @@ fn decide(
             admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
         }
     };
-    let (receipt, _) = state.charge(plan.charges(), settings.limiter_entries_max, now);
+    let (receipt, _) = state.charge(plan.charges(), settings.limiter_entries_max, now, &mut ledger);
     let permit = plan.settle(receipt)?;
     let purpose = permit.purpose().map(|purpose| format!(", for {purpose}")).unwrap_or_default();
     *forwarded = Some(format!("{} to {}{purpose}", question.method, permit.route().name));

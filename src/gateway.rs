@@ -2,36 +2,42 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::clock::{Clock, Timestamp};
-use crate::config::Config;
+use crate::admin;
+use crate::clock::Clock;
 use crate::config::problem::Problem;
+use crate::config::{Config, Origin};
 use crate::log::LogLimit;
 use crate::metrics::Metrics;
 use crate::net::observe;
-use crate::policy::PartnerId;
-use crate::policy::charge::{Charge, Receipt};
+use crate::pressure::Pressure;
 use crate::proxy::listen::{self, Load};
 use crate::snapshot::Snapshot;
-use crate::state::{Hold, State};
+use crate::state::State;
+use crate::state::store::{Ledger, Recovered};
 use crate::subject::EpochKey;
 
 /// What all workers share.
 pub struct Gateway {
     snapshot: ArcSwap<Snapshot>,
     state: State,
+    pub(crate) origin: Origin,
+    /// One reload at a time: each compares what it read with what is served. The fingerprint of the files that the last
+    /// one looked at; `None` before the first.
+    pub(crate) reloading: Mutex<Option<u64>>,
     pub clock: Clock,
     pub metrics: Metrics,
     pub load: Arc<Load>,
     /// Log lines of refused connections, and of refused requests of nobody that is known.
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
+    pub pressure: Pressure,
     epoch_key: EpochKey,
     phase: watch::Sender<Phase>,
 }
@@ -60,15 +66,23 @@ pub enum StartError {
     Failed(String),
 }
 
+/// How much a failing machine may forget of what was used up; a killed process forgets nothing.
+const PERSIST_EVERY: Duration = Duration::from_secs(1);
 /// How often what was paid back is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 impl Gateway {
     /// Starts a gateway: everything is read and bound before the first connection is accepted.
     pub fn start(config: Config, clock: Clock) -> Result<Running, StartError> {
-        let state = State::default();
+        let (state, recovered) =
+            State::open(&config.settings.state_directory()).map_err(|error| StartError::Failed(error.to_string()))?;
+        if recovered != Recovered::default() {
+            let Recovered { facts, torn_bytes } = recovered;
+            tracing::info!(facts, torn_bytes, "limits of an earlier run go on");
+        }
+        let origin = config.origin.clone();
         let snapshot = Snapshot::build(config, &state).map_err(StartError::Configuration)?;
-        let settings = &snapshot.settings;
+        let settings = snapshot.settings.clone();
         let address = settings.listen.address;
         let failed = |what: String| move |error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
         let epoch_key =
@@ -92,15 +106,19 @@ impl Gateway {
         };
         let (address, metrics_address) = (local(&listeners[0])?, local(&observer)?);
         let (load, inboxes) = Load::of(workers);
+        let pressure = Pressure::of(&settings);
         let (phase, _) = watch::channel(Phase::Serving);
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
+            origin,
+            reloading: Mutex::new(None),
             clock,
             metrics,
             load: Arc::new(load),
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
+            pressure,
             epoch_key,
             phase,
         });
@@ -111,6 +129,22 @@ impl Gateway {
             let spawned = thread.spawn(move || listen::run(gateway, index, listener, inbox));
             threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
         }
+        let socket = settings.control_socket();
+        let commands = admin::bind(&socket);
+        let commands =
+            commands.map_err(|error| failed(format!("cannot take commands on {}", socket.display()))(&error))?;
+        let controlled = gateway.clone();
+        let thread = std::thread::Builder::new().name("control".to_owned());
+        let spawned = thread.spawn(move || admin::run(controlled, commands));
+        threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
+        let kept = gateway.clone();
+        let thread = std::thread::Builder::new().name("persist".to_owned());
+        let spawned = thread.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(kept.persist());
+            Ok(())
+        });
+        threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
         let observed = gateway.clone();
         let thread = std::thread::Builder::new().name("observe".to_owned());
         let spawned = thread.spawn(move || observe::run(runtime, observed, observer));
@@ -123,30 +157,63 @@ impl Gateway {
         self.snapshot.load_full()
     }
 
+    /// Puts another snapshot in the place of the one that is served.
+    pub(crate) fn swap(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Keeps what the ledger holds beyond this process; whoever asked must not go on after an error.
+    pub fn keep(&self, ledger: &mut Ledger) -> io::Result<()> {
+        self.state.keep(ledger)
+    }
+
     pub fn epoch_key(&self) -> &EpochKey {
         &self.epoch_key
     }
 
-    /// Takes a group of charges from a partner's state, all or none. Nobody pays nothing.
-    pub fn charge<'c>(
-        &self,
-        snapshot: &Snapshot,
-        partner: Option<PartnerId>,
-        charges: impl Iterator<Item = Charge<'c>> + Clone,
-        now: Timestamp,
-    ) -> (Receipt, Hold) {
-        match partner {
-            Some(partner) => snapshot.state(partner).charge(charges, snapshot.settings.limiter_entries_max, now),
-            None => (Receipt::Paid, Hold::default()),
+    /// Whether a balancer should send partners here. `Err` says why not.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.is_draining() {
+            Err("stopping")
+        } else if self.state.is_broken() {
+            Err("what partners use up cannot be kept on the disk")
+        } else if self.pressure.descriptors_short() {
+            Err("new connections are shed: too few file descriptors")
+        } else if self.pressure.memory_short(self.load.open()) {
+            Err("new connections are shed: too little memory")
+        } else {
+            Ok(())
         }
     }
 
-    pub fn is_ready(&self) -> bool {
-        *self.phase.borrow() == Phase::Serving
+    pub fn is_draining(&self) -> bool {
+        *self.phase.borrow() != Phase::Serving
     }
 
-    pub fn is_draining(&self) -> bool {
-        !self.is_ready()
+    /// Brings to the disk what has to outlive the machine; ends with the gateway. On a thread of its own: a disk
+    /// that hangs must hold up neither a freeze nor the metrics.
+    pub async fn persist(&self) {
+        let mut broken = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(PERSIST_EVERY) => {}
+                () = self.drained() => return,
+            }
+            let kept = self.state.persist(self.clock.now());
+            self.metrics.state_kept(kept.is_ok());
+            match &kept {
+                Err(error) if !broken => {
+                    tracing::error!(%error, "the state cannot be kept: nobody is let in until it can");
+                }
+                Ok(()) if broken => tracing::info!("the state is kept again"),
+                _ => {}
+            }
+            broken = kept.is_err();
+        }
     }
 
     /// Resolves when the gateway begins to stop.
@@ -163,10 +230,7 @@ impl Gateway {
     pub async fn sweep(&self) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => {
-                    self.clock.follow();
-                    self.state.sweep(self.clock.now());
-                }
+                () = tokio::time::sleep(SWEEP_EVERY) => self.state.sweep(self.clock.now()),
                 () = self.drained() => return,
             }
         }
@@ -201,7 +265,7 @@ impl Running {
         for thread in self.threads {
             thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
         }
-        Ok(())
+        gateway.state.rewrite(gateway.clock.now())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
 
+pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -10,7 +11,11 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod policy;
+pub mod pressure;
 pub mod proxy;
+pub mod reload;
+pub mod sandbox;
+pub mod service;
 pub mod snapshot;
 pub mod state;
 pub mod subject;

@@ -9,13 +9,16 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::clock::Timestamp;
 use crate::policy::PartnerId;
+use crate::policy::admit::Standing;
+use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
+use crate::state::backends::Phase;
 
 /// All metrics of one gateway.
 pub struct Metrics {
@@ -36,8 +39,23 @@ pub struct Metrics {
     networks: IntGaugeVec,
     certificate_not_after: GaugeVec,
     crl_next_update: GaugeVec,
+    backend_up: IntGaugeVec,
+    backend_in_flight: IntGaugeVec,
+    backend_circuit: IntGaugeVec,
+    backend_failures: IntCounterVec,
+    backend_retries: IntCounterVec,
+    backend_ejections: IntCounterVec,
+    backend_checks: IntCounterVec,
     connections_cut: IntCounterVec,
     answers_cut: IntCounterVec,
+    reloads: IntCounterVec,
+    generation: IntGauge,
+    frozen: IntGaugeVec,
+    state_kept: IntGauge,
+    sandbox: IntGaugeVec,
+    pressure: IntGaugeVec,
+    memory_used: Gauge,
+    clock_ahead: Gauge,
     series: IntGauge,
 }
 
@@ -130,23 +148,58 @@ impl Metrics {
             people: counter("dwarpal_people_answered_total", "People in answers to lookups.", &["partner", "kind"])?,
             network_last_match: float(
                 "dwarpal_network_last_match_timestamp_seconds",
-                "When an allowlist entry last let a request in; 0 if not since the start.",
+                "When an allowlist entry last let a request in; 0 for never.",
                 &["partner", "network"],
             )?,
             networks: gauge(
                 "dwarpal_networks",
-                "Allowlist entries of a partner by use: matched since the start, or unmatched.",
+                "Allowlist entries of a partner by use: matched at least once, or unmatched.",
                 &["partner", "use"],
             )?,
             certificate_not_after: float(
                 "dwarpal_certificate_not_after_timestamp_seconds",
-                "When a certificate expires: the gateway's, an issuer's first, or the one a partner showed last.",
+                "When a certificate expires: the gateway's (also towards a backend), an issuer's first, or the one a partner showed last.",
                 &["holder", "name"],
             )?,
             crl_next_update: float(
                 "dwarpal_crl_next_update_timestamp_seconds",
                 "When a revocation list is out of date (before the grace).",
                 &["issuer", "file"],
+            )?,
+            backend_up: gauge(
+                "dwarpal_backend_up",
+                "1 for a server that is asked; 0 while its checks fail or it is ejected.",
+                &["backend", "server"],
+            )?,
+            backend_in_flight: gauge(
+                "dwarpal_backend_requests_in_flight",
+                "Requests under way at a server.",
+                &["backend", "server"],
+            )?,
+            backend_circuit: gauge(
+                "dwarpal_backend_circuit",
+                "A backend's circuit breaker: 0 closed, 1 half-open, 2 open.",
+                &["backend"],
+            )?,
+            backend_failures: counter(
+                "dwarpal_backend_failures_total",
+                "Requests that a server failed, by reason.",
+                &["backend", "server", "reason"],
+            )?,
+            backend_retries: counter(
+                "dwarpal_backend_retries_total",
+                "Second tries, at this server, of requests that had reached none.",
+                &["backend", "server"],
+            )?,
+            backend_ejections: counter(
+                "dwarpal_backend_ejections_total",
+                "Times that a server was left alone because its requests failed.",
+                &["backend", "server"],
+            )?,
+            backend_checks: counter(
+                "dwarpal_backend_checks_total",
+                "Health checks by result: ok, failed.",
+                &["backend", "server", "result"],
             )?,
             connections_cut: counter(
                 "dwarpal_connections_cut_total",
@@ -158,6 +211,42 @@ impl Metrics {
                 "Streamed answers that ended early: too-large, too-slow, broken (backend), deadline, partner-gone.",
                 &["route", "reason"],
             )?,
+            reloads: counter(
+                "dwarpal_reloads_total",
+                "Reloads by result: swapped, refused, or renewed (refused, but certificates and lists were read anew).",
+                &["result"],
+            )?,
+            generation: {
+                let gauge = IntGauge::new("dwarpal_generation", "Generation of what is served, from 1 at the start.")?;
+                register(&registry, gauge)?
+            },
+            frozen: gauge("dwarpal_partner_frozen", "1 while an operator has frozen the partner.", &["partner"])?,
+            state_kept: {
+                let gauge = IntGauge::new(
+                    "dwarpal_state_kept",
+                    "1 while what partners use up can be kept on the disk; otherwise nobody is let in.",
+                )?;
+                gauge.set(1);
+                register(&registry, gauge)?
+            },
+            sandbox: gauge(
+                "dwarpal_sandbox",
+                "What confines the process (landlock, seccomp): 1 where it is in force.",
+                &["feature"],
+            )?,
+            pressure: gauge(
+                "dwarpal_pressure",
+                "What is short (descriptors, memory): 1 where new connections are shed for it.",
+                &["resource"],
+            )?,
+            clock_ahead: {
+                let help = "How far the gateway's clock is ahead of the system's, which was set back.";
+                register(&registry, Gauge::new("dwarpal_clock_ahead_seconds", help)?)?
+            },
+            memory_used: {
+                let help = "Memory in use as a share of the tightest limit; 0 where there is none.";
+                register(&registry, Gauge::new("dwarpal_memory_used_ratio", help)?)?
+            },
             series: {
                 let gauge =
                     IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
@@ -194,6 +283,30 @@ impl Metrics {
         self.answers_cut.with_label_values(&[route, reason]).inc();
     }
 
+    pub fn clock_ahead(&self, ahead: Duration) {
+        self.clock_ahead.set(ahead.as_secs_f64());
+    }
+
+    pub fn sandbox(&self, feature: &str, active: bool) {
+        self.sandbox.with_label_values(&[feature]).set(i64::from(active));
+    }
+
+    pub fn backend_failure(&self, backend: &str, server: &str, reason: &str) {
+        self.backend_failures.with_label_values(&[backend, server, reason]).inc();
+    }
+
+    pub fn backend_retry(&self, backend: &str, server: &str) {
+        self.backend_retries.with_label_values(&[backend, server]).inc();
+    }
+
+    pub fn backend_ejection(&self, backend: &str, server: &str) {
+        self.backend_ejections.with_label_values(&[backend, server]).inc();
+    }
+
+    pub fn backend_check(&self, backend: &str, server: &str, result: &str) {
+        self.backend_checks.with_label_values(&[backend, server, result]).inc();
+    }
+
     pub fn partner_certificate(&self, partner: &str, not_after: Timestamp) {
         self.certificate_not_after.with_label_values(&["partner", partner]).set(not_after.unix_seconds() as f64);
     }
@@ -223,9 +336,22 @@ impl Metrics {
         self.people.with_label_values(&[partner, kind])
     }
 
+    pub fn reload(&self, result: &str) {
+        self.reloads.with_label_values(&[result]).inc();
+    }
+
+    pub fn state_kept(&self, kept: bool) {
+        self.state_kept.set(i64::from(kept));
+    }
+
     /// Everything in Prometheus' text format 0.0.4. What only the snapshot and the state know is read now.
-    pub fn render(&self, snapshot: &Snapshot, connections: usize) -> Vec<u8> {
-        self.observe(snapshot, connections);
+    pub fn render(&self, snapshot: &Snapshot, connections: usize, pressure: &Pressure, now: Timestamp) -> Vec<u8> {
+        self.observe(snapshot, connections, now);
+        let short = [("descriptors", pressure.descriptors_short()), ("memory", pressure.memory_short(connections))];
+        for (resource, short) in short {
+            self.pressure.with_label_values(&[resource]).set(i64::from(short));
+        }
+        self.memory_used.set(pressure.memory_used());
         let families = self.registry.gather();
         let series: usize = families.iter().map(series_of).sum();
         self.series.set(series as i64);
@@ -235,8 +361,15 @@ impl Metrics {
         text
     }
 
-    fn observe(&self, snapshot: &Snapshot, connections: usize) {
+    fn observe(&self, snapshot: &Snapshot, connections: usize, now: Timestamp) {
         self.connections.set(connections as i64);
+        self.generation.set(snapshot.generation as i64);
+        // What is no longer configured must not be exported with its last value for ever.
+        for gauge in [&self.partner_connections, &self.in_flight, &self.limiter_entries, &self.networks, &self.frozen] {
+            gauge.reset();
+        }
+        self.network_last_match.reset();
+        self.crl_next_update.reset();
         let seconds = |time: Timestamp| time.unix_seconds() as f64;
         self.certificate_not_after
             .with_label_values(&["gateway", "gateway"])
@@ -247,11 +380,13 @@ impl Metrics {
                 self.crl_next_update.with_label_values(&[&*issuer.name, &*list.file]).set(seconds(list.next_update));
             }
         }
+        self.observe_backends(snapshot, now);
         for (at, partner) in snapshot.policy.partners.iter().enumerate() {
             let id = PartnerId(at as u16);
             let (name, state) = (&*partner.name, snapshot.state(id));
             self.in_flight.with_label_values(&[name]).set(i64::from(state.in_flight()));
             self.partner_connections.with_label_values(&[name]).set(i64::from(state.connections()));
+            self.frozen.with_label_values(&[name]).set(i64::from(state.standing() == Standing::Frozen));
             let (sources, subjects) = state.entries();
             self.limiter_entries.with_label_values(&[name, "source"]).set(sources as i64);
             self.limiter_entries.with_label_values(&[name, "subject"]).set(subjects as i64);
@@ -269,6 +404,31 @@ impl Metrics {
             }
             self.networks.with_label_values(&[name, "matched"]).set(matched);
             self.networks.with_label_values(&[name, "unmatched"]).set(networks - matched);
+        }
+    }
+
+    fn observe_backends(&self, snapshot: &Snapshot, now: Timestamp) {
+        // Servers that are no longer configured are no longer shown.
+        for gauge in [&self.backend_up, &self.backend_in_flight, &self.backend_circuit] {
+            gauge.reset();
+        }
+        for upstream in &snapshot.upstreams {
+            let name = &*upstream.settings.name;
+            for server in &upstream.servers {
+                let labels = [name, &*server.label];
+                self.backend_up.with_label_values(&labels).set(i64::from(server.is_usable(now)));
+                self.backend_in_flight.with_label_values(&labels).set(i64::from(server.in_flight()));
+            }
+            let circuit = match upstream.state.breaker.phase() {
+                Phase::Closed => 0,
+                Phase::HalfOpen => 1,
+                Phase::Open => 2,
+            };
+            self.backend_circuit.with_label_values(&[name]).set(circuit);
+            if let Some(not_after) = upstream.tls.as_ref().and_then(|tls| tls.client_not_after) {
+                let not_after = not_after.unix_seconds() as f64;
+                self.certificate_not_after.with_label_values(&["backend", name]).set(not_after);
+            }
         }
     }
 }

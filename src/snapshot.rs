@@ -1,37 +1,41 @@
 //! One generation of everything that a request is decided on. Built whole from the configuration, then swapped in.
 
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Component, Path};
+use std::ops::Deref;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted_cert};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::config::cases::Case;
 use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, Settings, Tls};
 use crate::demo::pki::is_development_ca;
 use crate::log::LogLimit;
-use crate::policy::networks::{NetworkId, Union};
+use crate::policy::networks::{NetworkId, Networks, Union};
 use crate::policy::route::Place;
 use crate::policy::{PartnerId, Policy};
-use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer};
+use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer, sha256};
+use crate::proxy::upstream::Upstream;
+use crate::state::store::Ledger;
 use crate::state::{PartnerState, State};
 
 /// A request takes one snapshot at its beginning and looks at no other.
 #[derive(Debug)]
 pub struct Snapshot {
-    pub settings: Settings,
-    pub policy: Policy,
+    read: Read,
     pub trust: Arc<Trust>,
-    /// All partners' networks; gates the accept.
-    pub union: Union,
+    /// In the order of the settings' backends.
+    pub upstreams: Vec<Arc<Upstream>>,
     /// State of each partner, in the policy's order.
     pub states: Vec<Arc<PartnerState>>,
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
@@ -39,8 +43,33 @@ pub struct Snapshot {
     last_match: Vec<Matches>,
     /// When the gateway's own certificate expires.
     pub certificate_not_after: Timestamp,
+    /// Digest of the gateway's own chain.
+    own_certificate: [u8; 32],
     /// Hosts of the listener for which the gateway's certificate is not valid.
     unnamed_hosts: Vec<String>,
+}
+
+/// What comes from the configuration's own files: stays as it is when only certificates and lists are read anew.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// Counted from 1 at the start; whatever is swapped in has the next.
+    pub generation: u64,
+    pub settings: Arc<Settings>,
+    pub policy: Arc<Policy>,
+    /// The cases that this configuration was to pass.
+    pub cases: Arc<[Case]>,
+    /// Every file that was read, certificates and lists included.
+    pub files: Arc<[PathBuf]>,
+    /// All partners' networks; gates the accept.
+    pub union: Arc<Union>,
+}
+
+impl Deref for Snapshot {
+    type Target = Read;
+
+    fn deref(&self) -> &Read {
+        &self.read
+    }
 }
 
 /// When each network of one partner let somebody in.
@@ -53,8 +82,15 @@ struct Matches {
 }
 
 impl Matches {
-    fn of(networks: usize) -> Matches {
-        Matches { last: (0..networks).map(|_| AtomicU32::new(0)).collect(), ever: AtomicUsize::new(0) }
+    /// What the state remembers of a partner's networks.
+    fn of(networks: &Networks, state: &PartnerState) -> Matches {
+        let last: Box<[AtomicU32]> = if state.ever_matched() {
+            networks.iter().map(|(_, network)| AtomicU32::new(state.last_match(&network.cidr))).collect()
+        } else {
+            (0..networks.len()).map(|_| AtomicU32::new(0)).collect()
+        };
+        let ever = last.iter().filter(|seconds| seconds.load(Ordering::Relaxed) != 0).count();
+        Matches { last, ever: AtomicUsize::new(ever) }
     }
 }
 
@@ -64,53 +100,56 @@ const LIST_SOON: Duration = Duration::from_secs(86_400);
 
 /// The gateway's own key and what its certificate says.
 struct Own {
-    key: SingleCertAndKey,
+    key: Arc<SingleCertAndKey>,
     not_after: Timestamp,
     names: Vec<String>,
+    digest: [u8; 32],
 }
 
 impl Snapshot {
     /// Reads the certificates and lists that the configuration names. Every mistake is returned at once.
     pub fn build(config: Config, state: &State) -> Result<Snapshot, Vec<Problem>> {
-        let Config { settings, policy, cases: _ } = config;
-        let mut problems = Vec::new();
-        let own = certified_key(&settings.tls, &mut problems);
-        let issuers = settings.tls.issuers.iter();
-        let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
-        let address = settings.listen.address;
-        if !address.ip().is_loopback() {
-            let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
-            problems.extend(development.map(|issuer| {
-                let message = format!("the development CA is trusted, but the gateway listens on {address}");
-                let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
-                at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
-            }));
-        }
-        let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
-
-        let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
-        let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
-        let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let certificate_not_after = own.not_after;
-        let trust = Arc::new(Trust { provider, versions, key: Arc::new(own.key), issuers, hints });
+        let Config { settings, policy, cases, files, origin: _ } = config;
+        let material = Material::load(&settings, state)?;
         let lists: Vec<_> = policy.partners.iter().map(|partner| &partner.networks).collect();
-        let union = Union::build(&lists);
-        let states = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
+        let union = Arc::new(Union::build(&lists));
+        let files = files.into_iter().chain(settings.files()).collect();
+        let (settings, policy) = (Arc::new(settings), Arc::new(policy));
+        let read = Read { generation: 1, settings, policy, cases: cases.into(), files, union };
+        Ok(Snapshot::assemble(read, material, state))
+    }
+
+    /// What is wrong with the files that these settings name, for a configuration that is refused in any case.
+    pub fn file_problems(settings: &Settings) -> Vec<Problem> {
+        Material::load(settings, &State::default()).err().unwrap_or_default()
+    }
+
+    /// The same configuration with its certificates, keys and lists read anew.
+    pub fn renew(&self, state: &State) -> Result<Snapshot, Vec<Problem>> {
+        let material = Material::load(&self.read.settings, state)?;
+        Ok(Snapshot::assemble(self.read.clone(), material, state))
+    }
+
+    fn assemble(read: Read, material: Material, state: &State) -> Snapshot {
+        let Material { trust, own, upstreams } = material;
+        let policy = &read.policy;
+        let states: Vec<_> = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
+        let partners = policy.partners.iter().zip(&states);
+        let last_match = partners.map(|(partner, state)| Matches::of(&partner.networks, state)).collect();
         let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
-        let last_match = policy.partners.iter().map(|partner| Matches::of(partner.networks.len())).collect();
         let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
-        Ok(Snapshot {
-            settings,
-            policy,
+        let Own { not_after: certificate_not_after, digest: own_certificate, .. } = own;
+        Snapshot {
+            read,
             trust,
-            union,
+            upstreams,
             states,
             request_lines,
             last_match,
             certificate_not_after,
+            own_certificate,
             unnamed_hosts,
-        })
+        }
     }
 
     /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
@@ -131,6 +170,14 @@ impl Snapshot {
                 expiry(list.file.to_string(), "issuer.crls", list.next_update, LIST_SOON);
             }
         }
+        for upstream in &self.upstreams {
+            if let (Some(tls), Some(settings)) = (&upstream.tls, &upstream.settings.tls) {
+                expiry(file(&settings.ca), "backend.tls.ca", tls.ca_not_after, CERTIFICATE_SOON);
+                if let (Some(not_after), Some(client)) = (tls.client_not_after, &settings.client) {
+                    expiry(file(&client.certificate), "backend.tls.certificate", not_after, CERTIFICATE_SOON);
+                }
+            }
+        }
         for host in &self.unnamed_hosts {
             let problem =
                 Problem::warning(file(&tls.certificate), "tls.certificate", "is not valid for a host of the listener");
@@ -138,6 +185,21 @@ impl Snapshot {
                 .push(problem.with_value(host).with_hint("partners that ask for this host will not trust the gateway"));
         }
         found
+    }
+
+    /// Whether certificates, keys and lists are those of another snapshot.
+    pub fn trusts_as(&self, other: &Snapshot) -> bool {
+        let own = |snapshot: &Snapshot| snapshot.own_certificate;
+        let upstreams = self.upstreams.iter().zip(&other.upstreams);
+        self.trust.digest == other.trust.digest
+            && own(self) == own(other)
+            && upstreams.into_iter().all(|(mine, theirs)| mine.is_made_as(theirs))
+    }
+
+    /// As the successor of another.
+    pub fn numbered(mut self, generation: u64) -> Snapshot {
+        self.read.generation = generation;
+        self
     }
 
     pub fn request_lines(&self, partner: Option<PartnerId>) -> Option<&LogLimit> {
@@ -149,13 +211,21 @@ impl Snapshot {
     }
 
     /// Notes that a network let a request in.
-    pub fn matched(&self, partner: PartnerId, network: NetworkId, now: Timestamp) {
+    pub fn matched(&self, partner: PartnerId, network: NetworkId, now: Timestamp, ledger: &mut Ledger) {
         let matches = &self.last_match[usize::from(partner.0)];
         let slot = &matches.last[network.index()];
         let seconds = now.unix_seconds() as u32;
         // A load is cheaper than a store to a line that other cores read; once a second is exact enough.
-        if slot.load(Ordering::Relaxed) != seconds && slot.swap(seconds, Ordering::Relaxed) == 0 {
+        if slot.load(Ordering::Relaxed) == seconds {
+            return;
+        }
+        let before = slot.swap(seconds, Ordering::Relaxed);
+        if before == 0 {
             matches.ever.fetch_add(1, Ordering::Relaxed);
+        }
+        if before != seconds {
+            let cidr = self.policy.partner(partner).networks.network(network).cidr;
+            self.state(partner).matched(cidr, seconds, ledger);
         }
     }
 
@@ -170,28 +240,97 @@ impl Snapshot {
     }
 }
 
+/// What comes from the files of certificates, keys and lists that the settings name.
+struct Material {
+    trust: Arc<Trust>,
+    own: Own,
+    upstreams: Vec<Arc<Upstream>>,
+}
+
+impl Material {
+    fn load(settings: &Settings, state: &State) -> Result<Material, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let own = certified_key(&settings.tls, &mut problems);
+        let issuers = settings.tls.issuers.iter();
+        let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
+        let backends = settings.backends.iter();
+        let upstreams = backends.filter_map(|backend| Upstream::build(backend, &state.backends, &mut problems));
+        let upstreams = upstreams.map(Arc::new).collect();
+        let address = settings.listen.address;
+        if !address.ip().is_loopback() {
+            let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
+            problems.extend(development.map(|issuer| {
+                let message = format!("the development CA is trusted, but the gateway listens on {address}");
+                let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
+                at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
+            }));
+        }
+        problems.extend(shared_anchors(&settings.tls.issuers, &issuers));
+        let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
+
+        let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
+        let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
+        let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let digest = digest(&issuers);
+        let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
+        Ok(Material { trust: Arc::new(trust), own, upstreams })
+    }
+}
+
+/// A CA stands under one issuer: whom its certificates name would otherwise hang on the order of the issuers.
+fn shared_anchors(settings: &[Issuer], issuers: &[TrustedIssuer]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (nth, issuer) in issuers.iter().enumerate() {
+        let shares = |other: &&TrustedIssuer| {
+            let key = |anchor: &TrustAnchor| (anchor.subject.to_vec(), anchor.subject_public_key_info.to_vec());
+            other.anchors.iter().any(|anchor| issuer.anchors.iter().any(|mine| key(mine) == key(anchor)))
+        };
+        let Some(other) = issuers[..nth].iter().find(shares) else { continue };
+        let Some(declared) = settings.iter().find(|declared| declared.name == issuer.name) else { continue };
+        let message = format!("holds a CA that issuer {} holds as well", other.name);
+        let problem = at(&declared.place, "issuer.certificates", &declared.certificates, message);
+        problems.push(problem.with_hint("name each CA under one issuer; several partners may refer to it"));
+    }
+    problems
+}
+
+/// Of everything by which a client's chain is judged.
+fn digest(issuers: &[TrustedIssuer]) -> [u8; 32] {
+    let mut text = String::new();
+    for issuer in issuers {
+        let _ = write!(text, "{:?}", (&issuer.name, &issuer.anchors, &issuer.anchors_not_after));
+        let _ = write!(text, "{:?}", (issuer.grace, issuer.revocation));
+        for list in &issuer.lists {
+            let _ = write!(text, "{:?}", (list.next_update, list.digest));
+        }
+    }
+    sha256(text.as_bytes())
+}
+
 fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
-    let chain = certificates(&tls.certificate, None, "tls.certificate", problems);
+    let chain = certificates(&tls.certificate, Some(&tls.place), "tls.certificate", problems);
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
         let hint = "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)";
-        problems.push(unreadable(&tls.key, None, "tls.key", &error, hint));
+        problems.push(unreadable(&tls.key, Some(&tls.place), "tls.key", &error, hint));
     });
     let (chain, key) = (chain?, key.ok()?);
     let Some((not_after, names)) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf)))) else {
         let hint = "it is the gateway's certificate in PEM, with those of its chain behind it";
-        problems.push(unreadable(&tls.certificate, None, "tls.certificate", &"not a certificate", hint));
+        problems.push(unreadable(&tls.certificate, Some(&tls.place), "tls.certificate", &"not a certificate", hint));
         return None;
     };
+    let digest = sha256(&chain.iter().flat_map(|certificate| certificate.to_vec()).collect::<Vec<u8>>());
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| {
         let message = match &error {
             rustls::Error::InconsistentKeys(_) => "this certificate does not belong to tls.key".to_owned(),
             other => other.to_string(),
         };
-        let problem = Problem::error(tidy(&tls.certificate), "tls.certificate", message);
+        let problem = at(&tls.place, "tls.certificate", &tls.certificate, message);
         problems.push(problem.with_hint(format!("the key is {}", tidy(&tls.key))));
     });
-    Some(Own { key: SingleCertAndKey::from(certified.ok()?), not_after, names })
+    Some(Own { key: Arc::new(SingleCertAndKey::from(certified.ok()?)), not_after, names, digest })
 }
 
 fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<TrustedIssuer> {
@@ -232,7 +371,7 @@ fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<Truste
     })
 }
 
-fn certificates(
+pub(crate) fn certificates(
     path: &Path,
     place: Option<&Place>,
     key: &str,
@@ -294,18 +433,19 @@ fn revocation_list(path: &Path, der: &[u8]) -> Result<RevocationList, String> {
         file: path.file_name().unwrap_or_default().to_string_lossy().into(),
         this_update: time(parsed.last_update()),
         next_update: time(next_update),
+        digest: sha256(der),
         list: CertRevocationList::from(list),
     })
 }
 
-fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
+pub(crate) fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     u64::try_from(parsed.validity().not_after.timestamp()).ok().map(Timestamp::from_unix_seconds)
 }
 
 /// Whether a certificate is a CA's. webpki takes an anchor as it is: without this, the holder of a leaf that was put here
 /// by mistake could sign for any partner.
-fn may_sign(certificate: &CertificateDer) -> bool {
+pub(crate) fn may_sign(certificate: &CertificateDer) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let authority = matches!(parsed.basic_constraints(), Ok(Some(constraints)) if constraints.value.ca);
     let signs = match parsed.key_usage() {
@@ -342,16 +482,25 @@ fn is_development(issuer: &Issuer) -> bool {
 }
 
 /// A problem at the table that names a file.
-fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
+pub(crate) fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
     Problem::error(&*place.file, key, message).at_line(place.line as usize).with_value(tidy(path))
 }
 
-fn unreadable(path: &Path, place: Option<&Place>, key: &str, why: &dyn std::fmt::Display, hint: &str) -> Problem {
+pub(crate) fn unreadable(
+    path: &Path,
+    place: Option<&Place>,
+    key: &str,
+    why: &dyn std::fmt::Display,
+    hint: &str,
+) -> Problem {
     let message = format!("cannot be read: {why}");
     let problem = match place {
         Some(place) => at(place, key, path, message),
         None => Problem::error(tidy(path), key, message),
     };
+    if tidy(path).contains("certs/dev/") && !path.exists() {
+        return problem.with_hint("`dwarpal pki dev` makes the development certificates");
+    }
     problem.with_hint(hint)
 }
 

@@ -6,9 +6,8 @@ use clap::Args;
 
 use super::{NO, OverrideArguments, YES, complain, counted};
 use crate::clock::Clock;
-use crate::config::cases::{Case, Expect};
-use crate::config::{self, Config, hygiene};
-use crate::explain::{Explanation, explain};
+use crate::config::{self, hygiene};
+use crate::explain::case_failure;
 use crate::snapshot::Snapshot;
 use crate::state::State;
 
@@ -25,14 +24,14 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> u8 {
-    let config = match config::load(&arguments.config, &arguments.overrides.overrides()) {
+    let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
     };
     let now = Clock::system().now();
     let mut failed = 0;
     for case in &config.cases {
-        if let Some(why) = failure(case, &config) {
+        if let Some(why) = case_failure(case, &config.policy, &config.settings, now) {
             failed += 1;
             eprintln!("failed: {}: {}: {why}", case.place, case.name);
         }
@@ -57,26 +56,4 @@ pub fn run(arguments: Arguments) -> u8 {
         counted(warnings.len(), "warning"),
     );
     if failed > 0 || (arguments.strict && !warnings.is_empty()) { NO } else { YES }
-}
-
-/// Why a case does not hold, if it does not.
-fn failure(case: &Case, config: &Config) -> Option<String> {
-    let now = Clock::system().now();
-    let explanation = match explain(&config.policy, &config.settings, &case.question, now) {
-        Ok(explanation) => explanation,
-        Err(why) => return Some(why),
-    };
-    if explanation.is(case.expect) {
-        return None;
-    }
-    let expected = match case.expect {
-        Expect::Allow => "allow".to_owned(),
-        Expect::Deny(None) => "deny".to_owned(),
-        Expect::Deny(Some(reason)) => format!("deny ({reason})"),
-    };
-    Some(format!("expected {expected}, got {}", verdict(&explanation)))
-}
-
-pub fn verdict(explanation: &Explanation) -> String {
-    explanation.denied.map_or("allow".to_owned(), |reason| format!("deny ({reason})"))
 }

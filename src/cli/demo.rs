@@ -13,6 +13,7 @@ use crate::config;
 use crate::config::settings::{Log, LogFormat, LogLevel, Overrides};
 use crate::demo::backend::{self, Site, World};
 use crate::demo::pki::{self, Made};
+use crate::demo::registry::MOBILE_TO_TRY;
 use crate::demo::tour;
 use crate::gateway::{Gateway, Running, StartError};
 use crate::log;
@@ -114,8 +115,9 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
     };
     if !arguments.once {
         invite(&running, &arguments.certs);
-        if let Err(error) = serve::wait_for_signal() {
-            eprintln!("error: cannot wait for signals: {error}");
+        match serve::Signals::listen() {
+            Ok(mut signals) => signals.wait(|| ()),
+            Err(error) => eprintln!("error: cannot wait for signals: {error}"),
         }
     }
     let stopped = running.stop();
@@ -137,7 +139,7 @@ fn invite(running: &Running, certs: &Path) {
     curl(
         "icmr",
         &format!(
-            "{post} -d '{{\"mobile\":\"6412345678\",\"purpose\":\"care\"}}' https://localhost:{port}/v1/lookup/mobile"
+            "{post} -d '{{\"mobile\":\"{MOBILE_TO_TRY}\",\"purpose\":\"care\"}}' https://localhost:{port}/v1/lookup/mobile"
         ),
     );
     curl(

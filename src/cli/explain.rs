@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::check::verdict;
 use super::{NO, SENSELESS, YES, complain};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -82,12 +81,17 @@ pub fn run(arguments: Arguments) -> u8 {
     if let Some(forwarded) = &explanation.forwarded {
         println!("{:<9} {forwarded}", "forward");
     }
-    println!("{:<9} {}", "verdict", verdict(&explanation));
+    println!("{:<9} {}", "verdict", explanation.verdict());
     if explanation.denied.is_none() { YES } else { NO }
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("it is \"NAME: VALUE\"")?;
+    match name.trim().to_ascii_lowercase().as_str() {
+        "host" => return Err("the host is --host".to_owned()),
+        "content-length" | "transfer-encoding" => return Err("the body's length is that of --body".to_owned()),
+        _ => {}
+    }
     Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 

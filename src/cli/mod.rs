@@ -2,6 +2,7 @@
 //! refused, 4 it could not be done.
 
 mod check;
+mod control;
 mod demo;
 mod explain;
 mod pki;
@@ -35,6 +36,14 @@ enum Command {
     Check(check::Arguments),
     /// Says what the gateway would decide on one request, and why
     Explain(explain::Arguments),
+    /// Makes the running gateway read its configuration again
+    Reload(control::Target),
+    /// Stops answering a partner, now and after a restart
+    Freeze(control::Freeze),
+    /// Ends a freeze
+    Thaw(control::Thaw),
+    /// Says how the running gateway is
+    Status(control::Target),
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
@@ -57,7 +66,7 @@ struct OverrideArguments {
     /// Worker threads
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
-    /// Address of a backend; may be repeated
+    /// Address of a backend's only server; may be repeated
     #[arg(long, value_name = "NAME=ADDRESS:PORT", value_parser = named_address)]
     backend: Vec<(String, SocketAddr)>,
 }
@@ -87,6 +96,10 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Explain(arguments) => explain::run(arguments),
+        Command::Reload(target) => control::reload(target),
+        Command::Freeze(arguments) => control::freeze(arguments),
+        Command::Thaw(arguments) => control::thaw(arguments),
+        Command::Status(target) => control::status(target),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),
     };

@@ -16,8 +16,15 @@ pub struct Case {
     pub place: Place,
 }
 
+impl Case {
+    /// The same question with the same verdict, wherever it stands.
+    pub fn same(&self, other: &Case) -> bool {
+        (&self.name, &self.question, self.expect) == (&other.name, &other.question, other.expect)
+    }
+}
+
 /// The facts of one request, as `cases/*.toml` and `explain` state them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     pub partner: String,
     /// Which of the partner's identities is shown; the first is 0.

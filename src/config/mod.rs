@@ -27,23 +27,70 @@ pub struct Config {
     pub settings: Settings,
     pub policy: Policy,
     pub cases: Vec<Case>,
+    /// Every file that was read.
+    pub files: Vec<PathBuf>,
+    pub origin: Origin,
+}
+
+/// Where a configuration comes from: enough to read it again.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub directory: PathBuf,
+    pub overrides: Overrides,
+}
+
+impl Origin {
+    /// The files and folders in which a change may be one of the configuration, beside [`Config::files`].
+    pub fn places(&self) -> Vec<PathBuf> {
+        let folders = ["partners", "cases"].map(|name| self.directory.join(name));
+        let problems = RefCell::default();
+        let files = folders.iter().flat_map(|folder| toml_files(folder, &problems));
+        files.chain(folders.clone()).chain([self.directory.join("gateway.toml")]).collect()
+    }
 }
 
 /// Reads `gateway.toml`, `partners/*.toml` and `cases/*.toml` below `directory`.
 pub fn load(directory: &Path, overrides: &Overrides) -> Result<Config, Vec<Problem>> {
+    load_with(directory, overrides, |_| Vec::new())
+}
+
+/// The same; where the configuration is refused, `files` adds what is wrong with the files that the settings name, as far
+/// as these could be read: all mistakes at once.
+pub fn load_with(
+    directory: &Path,
+    overrides: &Overrides,
+    files: impl FnOnce(&Settings) -> Vec<Problem>,
+) -> Result<Config, Vec<Problem>> {
     let problems = RefCell::new(Vec::new());
-    let config = read_all(directory, overrides, &problems);
+    let (settings, rest) = read_all(directory, overrides, &problems);
     let mut problems = problems.into_inner();
-    match config {
-        Some(config) if !problems.iter().any(|problem| problem.severity == Severity::Error) => Ok(config),
-        _ => {
+    match (settings, rest) {
+        (Some(settings), Some(rest)) if !problems.iter().any(|problem| problem.severity == Severity::Error) => {
+            let origin = Origin { directory: directory.to_path_buf(), overrides: overrides.clone() };
+            let (policy, cases, read) = rest;
+            Ok(Config { settings, policy, cases, files: read, origin })
+        }
+        (settings, _) => {
+            problems.extend(settings.as_ref().map(files).unwrap_or_default());
             problems.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
             Err(problems)
         }
     }
 }
 
-fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
+/// The data directory alone, whatever else is wrong with the configuration.
+pub fn data_directory(directory: &Path) -> Result<PathBuf, Vec<Problem>> {
+    let problems = RefCell::new(Vec::new());
+    let found = with_file(&directory.join("gateway.toml"), &problems, |source| {
+        source.glance(|root| root.table("data", |table| gateway::data(table, directory)))
+    });
+    found.ok_or(problems.into_inner())
+}
+
+/// The settings, and the policy with its cases and every file that was read.
+type Whole = (Option<Settings>, Option<(Policy, Vec<Case>, Vec<PathBuf>)>);
+
+fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) -> Whole {
     let shown = directory.display().to_string();
     let shown = shown.trim_end_matches('/');
     let gateway = with_file(&directory.join("gateway.toml"), problems, |source| {
@@ -55,6 +102,7 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
         None => (&[][..], &[][..]),
     };
     let mut partners: Vec<Partner> = Vec::new();
+    let files = RefCell::new(vec![directory.join("gateway.toml")]);
     let partners_directory = directory.join("partners");
     if gateway.is_some() && !partners_directory.is_dir() {
         let problem = Problem::error(partners_directory.display().to_string(), "", "no such directory");
@@ -69,7 +117,9 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
             route_names: gateway.as_ref().map(|gateway| gateway.route_names.as_slice()),
             directory: &partners_directory,
             shown_directory: &shown_directory,
+            files: &files,
         };
+        files.borrow_mut().push(path.clone());
         let mut found = Vec::new();
         let partner = with_file(&path, problems, |source| source.read(|root| partner::read(root, &known, &mut found)));
         problems.borrow_mut().append(&mut found);
@@ -77,18 +127,25 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
     }
     let mut cases = Vec::new();
     for path in toml_files(&directory.join("cases"), problems) {
+        files.borrow_mut().push(path.clone());
         let read = with_file(&path, problems, |source| source.read(|root| Some(cases::read(root))));
         cases.extend(read.into_iter().flatten());
     }
-    let gateway = gateway?;
+    let Some(gateway) = gateway else {
+        // Without routes and issuers only the names can be compared.
+        same_names(&partners, &mut problems.borrow_mut());
+        return (None, None);
+    };
     if partners.len() > usize::from(u16::MAX) || gateway.routes.len() > usize::from(u16::MAX) {
         problems.borrow_mut().push(Problem::error(shown, "", "more than 65,535 partners or routes"));
-        return None;
+        return (gateway.settings, None);
     }
     let policy = assemble(partners, gateway.routes, gateway.hosts, problems);
-    let mut settings = gateway.settings?;
-    override_settings(&mut settings, overrides, problems);
-    Some(Config { settings, policy: policy?, cases })
+    let mut settings = gateway.settings;
+    if let Some(settings) = &mut settings {
+        override_settings(settings, overrides, problems);
+    }
+    (settings, policy.map(|policy| (policy, cases, files.into_inner())))
 }
 
 /// Checks what only the whole can show: names, identities and routes that two files claim.
@@ -100,13 +157,7 @@ fn assemble(
 ) -> Option<Policy> {
     let mut problems = problems.borrow_mut();
     let before = problems.len();
-    for (at, partner) in partners.iter().enumerate() {
-        if let Some(other) = partners[..at].iter().find(|other| other.name == partner.name) {
-            let message = format!("{} has the same name", other.place.file);
-            let problem = Problem::error(&*partner.place.file, "name", message).at_line(partner.place.line as usize);
-            problems.push(problem.with_value(&*partner.name).with_hint("a partner is one file"));
-        }
-    }
+    same_names(&partners, &mut problems);
     for (at, route) in routes.iter().enumerate() {
         if let Some(other) = routes[..at].iter().find(|other| other.name == route.name) {
             let message = format!("the route at {} has the same name", other.place);
@@ -146,6 +197,16 @@ fn assemble(
     (problems.len() == before).then_some(Policy { partners, routes, router, identities, hosts })
 }
 
+fn same_names(partners: &[Partner], problems: &mut Vec<Problem>) {
+    for (at, partner) in partners.iter().enumerate() {
+        if let Some(other) = partners[..at].iter().find(|other| other.name == partner.name) {
+            let message = format!("{} has the same name", other.place.file);
+            let problem = Problem::error(&*partner.place.file, "name", message).at_line(partner.place.line as usize);
+            problems.push(problem.with_value(&*partner.name).with_hint("a partner is one file"));
+        }
+    }
+}
+
 fn override_settings(settings: &mut Settings, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) {
     if let Some(address) = overrides.listen {
         settings.listen.address = address;
@@ -161,7 +222,7 @@ fn override_settings(settings: &mut Settings, overrides: &Overrides, problems: &
     }
     for (name, address) in &overrides.backends {
         match settings.backends.iter_mut().find(|backend| *backend.name == **name) {
-            Some(backend) => backend.address = *address,
+            Some(backend) => backend.servers = vec![*address],
             None => {
                 let known = gateway::names(settings.backends.iter().map(|backend| &backend.name));
                 let problem = Problem::error("--backend", name.clone(), "no such backend");

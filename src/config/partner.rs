@@ -1,6 +1,7 @@
 //! Reads `partners/*.toml`: one partner, its identities, networks, limits and grants.
 
-use std::path::Path;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Known<'a> {
     /// Directory of the partner's file, and how it is shown in problems.
     pub directory: &'a Path,
     pub shown_directory: &'a str,
+    /// Takes the files that are read beside the partner's own.
+    pub files: &'a RefCell<Vec<PathBuf>>,
 }
 
 /// `problems` takes those of the network files, which are not TOML.
@@ -152,6 +155,7 @@ fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networ
         let path = path?;
         let shown = format!("{}/{path}", known.shown_directory);
         let file = known.directory.join(&path);
+        known.files.borrow_mut().push(file.clone());
         if let Err(error) = std::fs::metadata(&file) {
             table.problem("path", format!("cannot be read: {error}"), "the path is relative to the partner's file");
             return None;

@@ -35,8 +35,17 @@ impl Source<'_> {
         1 + self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|byte| **byte == b'\n').count()
     }
 
-    /// Parses the file and reads its root table; syntax errors are problems.
+    /// Parses the file and reads its root table; syntax errors are problems, and keys that nobody asked for.
     pub fn read<T>(&self, read: impl FnOnce(&Reader) -> Option<T>) -> Option<T> {
+        self.glance(|root| {
+            let value = read(root);
+            root.finish();
+            value
+        })
+    }
+
+    /// The same for somebody who wants to know one thing, and does not judge the rest.
+    pub fn glance<T>(&self, read: impl FnOnce(&Reader) -> Option<T>) -> Option<T> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in &errors {
             let problem = Problem::error(&*self.file, "", error.message()).with_hint("this is not valid TOML");
@@ -49,10 +58,7 @@ impl Source<'_> {
         if !errors.is_empty() {
             return None;
         }
-        let root = Reader::new(self, String::new(), table.get_ref(), table.span());
-        let value = read(&root);
-        root.finish();
-        value
+        read(&Reader::new(self, String::new(), table.get_ref(), table.span()))
     }
 }
 
@@ -357,7 +363,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(millis).map(Duration::from_millis)
 }
 
-fn parse_bytes(text: &str) -> Option<u64> {
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let (number, unit) = split_number(text)?;
     let factor = match unit {
         "" | "B" => 1,

@@ -8,6 +8,14 @@ use super::networks::{Match, NetworkId};
 use super::reason::Reason;
 use crate::clock::Timestamp;
 
+/// Where a partner stands, whatever its contract says. Decided by people, kept in `state/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Open,
+    /// Nothing is answered until an operator thaws it.
+    Frozen,
+}
+
 /// Agreed hours of a week, in the partner's own offset from UTC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hours {
@@ -43,7 +51,11 @@ impl fmt::Display for Hours {
 }
 
 /// The network by which the partner comes in, or the reason why it does not.
-pub fn admit(partner: &Partner, source: IpAddr, now: Timestamp) -> Result<NetworkId, Reason> {
+pub fn admit(partner: &Partner, standing: Standing, source: IpAddr, now: Timestamp) -> Result<NetworkId, Reason> {
+    match standing {
+        Standing::Open => {}
+        Standing::Frozen => return Err(Reason::PartnerFrozen),
+    }
     let begun = partner.valid_from.is_none_or(|from| from <= now);
     let ended = partner.valid_until.is_some_and(|until| until <= now);
     if !begun || ended {

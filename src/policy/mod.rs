@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use admit::Hours;
+use admit::{Hours, Standing};
 use charge::{Charge, Rate, Receipt};
 use entitle::Grant;
 use identify::{Credential, Identities, Identity};
@@ -57,7 +57,7 @@ pub struct Partner {
 }
 
 /// What a partner may use up. Everything is stated: there is no default that lets anything through.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub requests: Rate,
     /// Per source address of this partner.
@@ -86,6 +86,8 @@ pub struct Sender<'a> {
     /// Canonical: an IPv4 address is never IPv6-mapped.
     pub source: IpAddr,
     pub credential: &'a Credential,
+    /// Of the partner that [`Policy::identify`] finds for the credential.
+    pub standing: Standing,
 }
 
 /// The facts of a request's head, and of the connection that brought it.
@@ -196,9 +198,9 @@ impl Policy {
         plan.trail.push(Note::Identified { partner: id, identity });
         let limits = &partner.limits;
         // All that a stolen certificate can use up from elsewhere: the partner's own rate stays the partner's.
-        plan.charges[0] = Some(Charge::SourceRate(sender.source, limits.source));
+        plan.charges[0] = Some(Charge::SourceRate(charge::site(sender.source), limits.source));
 
-        let network = admit::admit(partner, sender.source, sender.now)?;
+        let network = admit::admit(partner, sender.standing, sender.source, sender.now)?;
         plan.trail.push(Note::Admitted { partner: id, network });
         plan.charges[1] = Some(Charge::InFlight(limits.in_flight_max));
         plan.charges[2] = Some(Charge::RequestRate(limits.requests));

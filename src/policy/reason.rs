@@ -21,7 +21,9 @@ pub enum Reason {
     IdentityUnknown,
     IdentityAmbiguous,
     CertificateExpired,
+    TrustWithdrawn,
     // admit
+    PartnerFrozen,
     PartnerNotValid,
     OutsideHours,
     NetworkNotAllowed,
@@ -37,6 +39,7 @@ pub enum Reason {
     InFlightPartner,
     InFlightRoute,
     LimiterFull,
+    StateUnavailable,
     ConnectionsPartner,
     // lookup
     ContentType,
@@ -67,7 +70,9 @@ pub enum Reason {
     ActorInvalid,
     // forward and disclose
     BackendBusy,
+    BackendCircuitOpen,
     BackendUnreachable,
+    BackendTls,
     BackendConnectTimeout,
     BackendTimeout,
     BackendProtocol,
@@ -124,7 +129,9 @@ impl Reason {
             IdentityUnknown       => row("identity-unknown", "identity-unknown", 403, "the client certificate is valid but belongs to no registered partner", No, DENIED),
             IdentityAmbiguous     => row("identity-ambiguous", "identity-unknown", 403, "the client certificate is valid but belongs to no registered partner", No, DENIED),
             CertificateExpired    => row("certificate-expired", "certificate-expired", 403, "the client certificate has expired since the connection was made", No, DENIED),
+            TrustWithdrawn        => row("trust-withdrawn", "certificate-refused", 403, "the client certificate is not trusted any more", No, DENIED),
 
+            PartnerFrozen         => row("partner-frozen", "held", 403, "access is on hold", Later, DENIED),
             PartnerNotValid       => row("partner-not-valid", "not-valid-now", 403, "access is outside the agreed period", No, DENIED),
             OutsideHours          => row("outside-hours", "not-valid-now", 403, "access is outside the agreed hours", Later, DENIED),
             NetworkNotAllowed     => row("network-not-allowed", "network-not-allowed", 403, "the source address is not on this partner's allowlist", No, DENIED),
@@ -140,6 +147,7 @@ impl Reason {
             InFlightPartner       => row("in-flight-partner", "too-many-in-flight", 429, "too many requests at the same time", Later, DENIED),
             InFlightRoute         => row("in-flight-route", "too-many-in-flight", 429, "too many requests at the same time", Later, DENIED),
             LimiterFull           => row("limiter-full", "unavailable", 503, "the gateway cannot take this request now", Later, "proxy_internal_error"),
+            StateUnavailable      => row("state-unavailable", "unavailable", 503, "the gateway cannot take this request now", Later, "proxy_internal_error"),
             ConnectionsPartner    => row("connections-partner", "too-many-connections", 429, "too many connections of this partner", Later, DENIED),
 
             ContentType           => row("content-type", "content-type", 415, "a lookup's body must be application/json", No, BAD),
@@ -170,7 +178,9 @@ impl Reason {
             ActorInvalid          => row("actor-invalid", "actor-invalid", 400, "the actor is not an opaque id of 1 to 64 letters, digits and . _ @ -, or looks like a person's identifier", No, BAD),
 
             BackendBusy           => row("backend-busy", "unavailable", 503, "the service behind the gateway is busy", Later, "connection_limit_reached"),
+            BackendCircuitOpen    => row("backend-circuit-open", "unavailable", 503, "the service behind the gateway is busy", Later, "destination_unavailable"),
             BackendUnreachable    => row("backend-unreachable", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "destination_unavailable"),
+            BackendTls            => row("backend-tls", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "tls_protocol_error"),
             BackendConnectTimeout => row("backend-connect-timeout", "backend-timeout", 504, "the service behind the gateway did not answer in time", Later, "connection_timeout"),
             BackendTimeout        => row("backend-timeout", "backend-timeout", 504, "the service behind the gateway did not answer in time", Later, "http_response_timeout"),
             BackendProtocol       => row("backend-protocol", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "http_protocol_error"),
@@ -198,14 +208,14 @@ impl Reason {
         use Reason::*;
         &[
             MalformedRequest, AmbiguousFraming, HeadTooLarge, BadPath, HostMismatch, MethodRefused, UpgradeRefused, ExpectationRefused,
-            IdentityUnknown, IdentityAmbiguous, CertificateExpired, PartnerNotValid, OutsideHours, NetworkNotAllowed, NetworkExpired,
-            NoRoute, NoGrant, RatePartner, RateRoute, RateSource, RateSubject, InFlightPartner, InFlightRoute, LimiterFull, ConnectionsPartner,
+            IdentityUnknown, IdentityAmbiguous, CertificateExpired, TrustWithdrawn, PartnerFrozen, PartnerNotValid, OutsideHours, NetworkNotAllowed, NetworkExpired,
+            NoRoute, NoGrant, RatePartner, RateRoute, RateSource, RateSubject, InFlightPartner, InFlightRoute, LimiterFull, StateUnavailable, ConnectionsPartner,
             ContentType, ContentEncoding, BodyTooLarge, BodyTimeout, BodyIncomplete, BodyNotJson, BodyNotExpected,
             MemberUndeclared, MemberDuplicate, MemberMissing, MemberInvalid,
             ParameterUndeclared, ParameterDuplicate, ParameterMissing, ParameterInvalid,
             IdentifierMissing, IdentifierFormat, IdentifierPrefix, IdentifierCheckDigit, IdentifierPalindrome, IdentifierMasked, IdentifierUndeclared,
             PurposeMissing, PurposeNotGranted, ActorMissing, ActorInvalid,
-            BackendBusy, BackendUnreachable, BackendConnectTimeout, BackendTimeout, BackendProtocol, BackendError, BackendTooLarge, BackendIncomplete, NoMatch,
+            BackendBusy, BackendCircuitOpen, BackendUnreachable, BackendTls, BackendConnectTimeout, BackendTimeout, BackendProtocol, BackendError, BackendTooLarge, BackendIncomplete, NoMatch,
             Internal,
         ]
     };

@@ -1,6 +1,6 @@
 //! One partner's connection after its handshake: what all of its requests share, and when it has to end.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_rustls::server::TlsStream;
 
 use super::answer::{Body, Remains};
@@ -22,16 +22,23 @@ use super::forward::Caller;
 use super::headers;
 use super::intake::Line;
 use super::listen::Worker;
-use super::paced::Bounds;
-use super::tls::Client;
-use super::upstream::Pools;
+use super::paced::{Bounds, Unread};
+use super::tls::{Client, Verified};
+use super::upstream::{Local, Pools};
 use super::wire::http1::HeadLimits;
 use super::wire::http2::{Allowance, FrameLimits};
 use super::wire::{Handle, Limits, Violation, Wire};
+use crate::clock::Timestamp;
 use crate::config::settings::{Http, Settings};
 use crate::gateway::Gateway;
+use crate::policy::admit::Standing;
+use crate::policy::charge::{Charge, Receipt};
+use crate::policy::networks::Match;
 use crate::policy::reason::Reason;
-use crate::state;
+use crate::policy::{PartnerId, Sender};
+use crate::snapshot::Snapshot;
+use crate::state::store::Ledger;
+use crate::state::{self, Hold, PartnerState};
 
 /// What the requests of one connection share.
 pub struct Peer {
@@ -53,10 +60,18 @@ pub struct Peer {
     watched: RefCell<Vec<(Instant, Remains)>>,
     /// Told when the connection is to end after the answers that are under way.
     leave: Notify,
+    /// Whose connection it was when it was made, and what that partner has used up.
+    owner: Option<(Arc<str>, Arc<PartnerState>)>,
+    verified: Cell<Verified>,
+    /// Generation of the configuration that this connection was last held against.
+    held_against: Cell<u64>,
 }
 
 /// How often a connection is looked after: timeouts are exact to this.
 const TICK: Duration = Duration::from_secs(1);
+/// How long answers may still run on a connection that lost what it stood on. With the tick before it, the connection is
+/// gone within two seconds.
+const CUT_AFTER: Duration = Duration::from_millis(800);
 /// Finished answers are forgotten each tick, and when there are this many.
 const WATCHED_MAX: usize = 256;
 
@@ -74,11 +89,18 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
 
     // A partner's connections are capped by whose they are now; each request is identified anew.
     let partner = snapshot.policy.identify(&client.credential, gateway.clock.now());
-    let place = partner.and_then(|id| {
+    // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
+    let admitted = partner.filter(|id| {
+        let networks = &snapshot.policy.partner(*id).networks;
+        matches!(networks.find(source, gateway.clock.now()), Match::Found(_))
+    });
+    let place = admitted.and_then(|id| {
         let partner = snapshot.policy.partner(id);
         gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
         snapshot.state(id).connect(partner.limits.connections_max)
     });
+    let owner = partner.map(|id| (snapshot.policy.partner(id).name.clone(), snapshot.state(id).clone()));
+    let (verified, held_against) = (Cell::new(client.verified()), Cell::new(snapshot.generation));
     drop(snapshot);
     let caller = Caller {
         source: headers::address(source),
@@ -93,7 +115,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         server_name,
         wire: handle,
         worker,
-        over_capacity: partner.is_some() && place.is_none(),
+        over_capacity: admitted.is_some() && place.is_none(),
         _place: place,
         requests: Cell::new(0),
         ever: Cell::new(false),
@@ -101,6 +123,9 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         http2,
         watched: RefCell::default(),
         leave: Notify::new(),
+        owner,
+        verified,
+        held_against,
     });
     let service = service_fn({
         let peer = peer.clone();
@@ -170,6 +195,7 @@ async fn look_after<C: Graceful>(mut connection: Pin<&mut C>, peer: &Peer, http:
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leaving: Option<Instant> = None;
+    let mut cut: Option<(Instant, Withdrawn)> = None;
     loop {
         let mut leave = peer.gateway().is_draining();
         tokio::select! {
@@ -177,7 +203,15 @@ async fn look_after<C: Graceful>(mut connection: Pin<&mut C>, peer: &Peer, http:
             // Errors of a connection are the peer's; what mattered about its requests was recorded with them.
             _ = connection.as_mut() => return,
             () = peer.leave.notified() => leave = true,
+            () = at(cut) => return,
             _ = tick.tick() => {}
+        }
+        if cut.is_none()
+            && let Some(withdrawn) = peer.withdrawn()
+        {
+            peer.gateway().metrics.connection_cut(withdrawn.code());
+            cut = Some((Instant::now() + CUT_AFTER, withdrawn));
+            leave = true;
         }
         peer.expire_answers();
         match peer.silence(http) {
@@ -199,6 +233,37 @@ async fn look_after<C: Graceful>(mut connection: Pin<&mut C>, peer: &Peer, http:
                 return;
             }
             _ => {}
+        }
+    }
+}
+
+/// Waits for the time at which a connection is cut, if it is to be.
+async fn at(cut: Option<(Instant, Withdrawn)>) {
+    match cut {
+        Some((time, _)) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a connection stood on and does not any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Withdrawn {
+    Trust,
+    Identity,
+    Network,
+    Grant,
+    Frozen,
+}
+
+impl Withdrawn {
+    /// For metrics.
+    const fn code(self) -> &'static str {
+        match self {
+            Withdrawn::Trust => "trust-withdrawn",
+            Withdrawn::Identity => "identity-withdrawn",
+            Withdrawn::Network => "network-withdrawn",
+            Withdrawn::Grant => "grant-withdrawn",
+            Withdrawn::Frozen => "partner-frozen",
         }
     }
 }
@@ -234,6 +299,75 @@ impl Peer {
         }
     }
 
+    /// Who sends this connection's requests, as of now.
+    pub fn sender<'a>(&'a self, snapshot: &Snapshot, now: Timestamp) -> Sender<'a> {
+        let credential = &self.client.credential;
+        let partner = snapshot.policy.identify(credential, now);
+        let standing = partner.map_or(Standing::Open, |id| snapshot.state(id).standing());
+        Sender { now, source: self.source, credential, standing }
+    }
+
+    /// Whether the certificate that was verified in the handshake would pass today's trust as well.
+    pub fn still_trusted(&self, snapshot: &Snapshot, now: Timestamp) -> Result<(), Reason> {
+        let verified = snapshot.trust.still_holds(&self.client, self.verified.get(), now);
+        match verified {
+            Ok(verified) => {
+                self.verified.set(verified);
+                Ok(())
+            }
+            Err(_) if self.client.credential.not_after < now => Err(Reason::CertificateExpired),
+            Err(_) => Err(Reason::TrustWithdrawn),
+        }
+    }
+
+    /// What this connection's partner lost since it was looked at last. Its requests are held to that at once; the
+    /// connection itself is told at the next tick, which spreads the work of a new generation over a second.
+    fn withdrawn(&self) -> Option<Withdrawn> {
+        let (name, state) = self.owner.as_ref()?;
+        if state.standing() == Standing::Frozen {
+            return Some(Withdrawn::Frozen);
+        }
+        let (snapshot, now) = (self.gateway().snapshot(), self.gateway().clock.now());
+        if self.still_trusted(&snapshot, now) == Err(Reason::TrustWithdrawn) {
+            return Some(Withdrawn::Trust);
+        }
+        let before = self.held_against.replace(snapshot.generation);
+        if before == snapshot.generation {
+            return None;
+        }
+        let id = snapshot.policy.identify(&self.client.credential, now);
+        let Some(partner) = id.map(|id| snapshot.policy.partner(id)).filter(|partner| partner.name == *name) else {
+            return Some(Withdrawn::Identity);
+        };
+        if !matches!(partner.networks.find(self.source, now), Match::Found(_)) {
+            return Some(Withdrawn::Network);
+        }
+        (state.narrowed() > before).then_some(Withdrawn::Grant)
+    }
+
+    /// Takes a group of charges from a partner's state, all or none. Nobody pays nothing.
+    pub fn charge<'c>(
+        &self,
+        snapshot: &Snapshot,
+        partner: Option<PartnerId>,
+        charges: impl Iterator<Item = Charge<'c>> + Clone,
+        now: Timestamp,
+    ) -> (Receipt, Hold) {
+        let Some(partner) = partner else { return (Receipt::Paid, Hold::default()) };
+        let entries_max = snapshot.settings.limiter_entries_max;
+        snapshot.state(partner).charge(charges, entries_max, now, &mut self.ledger())
+    }
+
+    /// What this worker's requests used up and is not kept yet.
+    pub fn ledger(&self) -> RefMut<'_, Ledger> {
+        self.worker.ledger.borrow_mut()
+    }
+
+    /// Sees to it that what was used up is not forgotten with the process.
+    pub fn keep(&self) -> Result<(), Reason> {
+        self.gateway().keep(&mut self.ledger()).map_err(|_| Reason::StateUnavailable)
+    }
+
     pub fn over_capacity(&self) -> Option<Reason> {
         self.over_capacity.then_some(Reason::ConnectionsPartner)
     }
@@ -249,7 +383,7 @@ impl Peer {
 
     /// After some refusals the connection is not worth keeping: what follows on it could be read in two ways, or it
     /// must not be held open by somebody without rights.
-    pub fn closes_after(&self, reason: Reason) -> bool {
+    pub fn closes_after(&self, reason: Reason, body: &Unread) -> bool {
         let unsafe_to_go_on = matches!(
             reason,
             Reason::MalformedRequest
@@ -261,14 +395,19 @@ impl Peer {
                 | Reason::IdentityUnknown
                 | Reason::IdentityAmbiguous
                 | Reason::CertificateExpired
+                | Reason::TrustWithdrawn
+                | Reason::PartnerFrozen
                 | Reason::ConnectionsPartner
+                | Reason::PartnerNotValid
+                | Reason::NetworkNotAllowed
+                | Reason::NetworkExpired
         );
         if unsafe_to_go_on && self.http2 && reason != Reason::BodyIncomplete {
             // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY. A body that ends early
             // is no reason: there it is a stream that was reset, which is how a client takes an upload back.
             self.leave.notify_one();
         }
-        unsafe_to_go_on && !self.http2
+        (unsafe_to_go_on || body.is_long()) && !self.http2
     }
 
     pub fn begins(&self) {
@@ -332,15 +471,5 @@ fn limits(http: &Http) -> Limits {
         },
         write_rate_min: rate,
         write_grace: http.rate_grace,
-    }
-}
-
-/// hyper's HTTP/2 tasks run on the worker's own thread.
-#[derive(Clone)]
-struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
     }
 }

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use hyper::body::Incoming;
 use hyper::header;
+use hyper::http::request::Parts;
 use hyper::http::uri::Scheme;
-use hyper::{HeaderMap, Method, Request, Version};
+use hyper::{HeaderMap, Method, Version};
 
 use super::headers;
 use super::wire::Violation;
@@ -22,7 +22,6 @@ pub struct Intake {
     pub headers: HeaderMap,
     /// Names that `Connection` nominates.
     pub nominated: Vec<String>,
-    pub body: Incoming,
 }
 
 /// What the connection says of its requests.
@@ -37,8 +36,7 @@ pub struct Line<'a> {
 }
 
 /// The intake, and the target in origin form.
-pub fn intake(request: Request<Incoming>, line: &Line) -> Result<(Intake, String), Reason> {
-    let (parts, body) = request.into_parts();
+pub fn intake(parts: Parts, line: &Line) -> Result<(Intake, String), Reason> {
     if parts.method.as_str() == REFUSED_METHOD {
         return Err(line.violation.map_or(Reason::MalformedRequest, violation_reason));
     }
@@ -65,7 +63,7 @@ pub fn intake(request: Request<Incoming>, line: &Line) -> Result<(Intake, String
     }
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
     let (target, host) = (target.to_owned(), host.into_owned());
-    Ok((Intake { method: parts.method, host, headers: parts.headers, nominated, body }, target))
+    Ok((Intake { method: parts.method, host, headers: parts.headers, nominated }, target))
 }
 
 /// What the wire checks of every HTTP/1 field, of those of HTTP/2, whose bytes only h2 sees: h2 takes values with white

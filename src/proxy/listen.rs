@@ -1,10 +1,12 @@
 //! Who may connect? One thread, runtime and listener a core; a connection goes to the worker with the fewest.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,16 +16,27 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::connection;
-use super::tls::{Refusal, canonical};
+use super::proxy_protocol::{self, Progress};
+use super::tls::{Client, Refusal, canonical};
 use super::upstream::Pools;
+use crate::clock::Timestamp;
+use crate::config::settings::Tls;
 use crate::gateway::Gateway;
+use crate::policy::admit::Standing;
+use crate::policy::charge::site;
+use crate::snapshot::Snapshot;
+use crate::state::PartnerState;
+use crate::state::store::Ledger;
 
 /// One core's share of the gateway.
 pub struct Worker {
     pub gateway: Arc<Gateway>,
     pub pools: Pools,
+    /// What its requests used up and is not kept yet.
+    pub ledger: RefCell<Ledger>,
     index: usize,
 }
 
@@ -32,13 +45,43 @@ pub struct Worker {
 pub struct Load {
     open: AtomicUsize,
     handshakes: AtomicUsize,
-    sources: Mutex<HashMap<IpAddr, usize>>,
+    /// Accepted from a balancer, whose header has not come yet.
+    waiting: AtomicUsize,
+    open_by_source: BySource,
+    handshakes_by_source: BySource,
     workers: Vec<Share>,
+}
+
+/// How many each source has of something. A source is an IPv4 address or an IPv6 /64: nobody has less than that, and so
+/// nobody gets more by using all of it.
+#[derive(Debug, Default)]
+struct BySource(Mutex<HashMap<IpAddr, usize>>);
+
+impl BySource {
+    /// Whether there was one left of `max`; it is to be given back.
+    fn take(&self, source: IpAddr, max: usize) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(site(source)).or_default();
+        let left = *count < max;
+        *count += usize::from(left);
+        left
+    }
+
+    fn give_back(&self, source: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&site(source)) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&site(source));
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Share {
     open: AtomicUsize,
+    beats: AtomicU64,
     hand_over: mpsc::UnboundedSender<Arrival>,
 }
 
@@ -55,6 +98,8 @@ struct Place {
     worker: usize,
 }
 
+const TRIM_EVERY: Duration = Duration::from_secs(1);
+
 /// A worker's inbox: what other workers accepted for it.
 pub type Inbox = mpsc::UnboundedReceiver<Arrival>;
 
@@ -65,7 +110,7 @@ impl Load {
         let mut inboxes = Vec::new();
         for _ in 0..workers {
             let (hand_over, inbox) = mpsc::unbounded_channel();
-            load.workers.push(Share { open: AtomicUsize::new(0), hand_over });
+            load.workers.push(Share { open: AtomicUsize::new(0), beats: AtomicU64::new(0), hand_over });
             inboxes.push(inbox);
         }
         (load, inboxes)
@@ -75,20 +120,21 @@ impl Load {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// How often the heart of each worker has beaten.
+    pub fn beats(&self) -> Vec<u64> {
+        self.workers.iter().map(|share| share.beats.load(Ordering::Relaxed)).collect()
+    }
+
     /// Counts a connection in, or says why not.
     fn take(self: &Arc<Load>, source: IpAddr, open_max: usize, per_source_max: usize) -> Result<Place, &'static str> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= open_max {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-max");
         }
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = sources.entry(source).or_default();
-        if *of_source >= per_source_max {
+        if !self.open_by_source.take(source, per_source_max) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-per-source-max");
         }
-        *of_source += 1;
-        drop(sources);
         let least = self.workers.iter().enumerate().min_by_key(|(_, share)| share.open.load(Ordering::Relaxed));
         let worker = least.map_or(0, |(at, _)| at);
         self.workers[worker].open.fetch_add(1, Ordering::Relaxed);
@@ -100,13 +146,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.load.open.fetch_sub(1, Ordering::Relaxed);
         self.load.workers[self.worker].open.fetch_sub(1, Ordering::Relaxed);
-        let mut sources = self.load.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
+        self.load.open_by_source.give_back(self.source);
     }
 }
 
@@ -131,8 +171,11 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
-        let worker = Rc::new(Worker { gateway, pools: Pools::default(), index });
+        let (pools, ledger) = (Pools::of(gateway.clone()), RefCell::default());
+        let worker = Rc::new(Worker { pools, gateway, ledger, index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
+        tokio::task::spawn_local(beat(worker.clone()));
+        tokio::task::spawn_local(trim(worker.clone()));
         let stopped = worker.gateway.drained();
         tokio::select! {
             never = accept(listener, &worker) => match never {},
@@ -141,8 +184,17 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     })
 }
 
+/// Closes connections to backends that nobody will use, whether or not requests come.
+async fn trim(worker: Rc<Worker>) {
+    loop {
+        sleep(TRIM_EVERY).await;
+        worker.pools.trim(&worker.gateway.snapshot());
+    }
+}
+
 /// Accepts for all workers, and keeps what is its own share.
 async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Infallible {
+    let mut spare = spare_of(&listener);
     let mut listener = Some(listener);
     loop {
         let Some(open) = &listener else { std::future::pending().await };
@@ -150,29 +202,101 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
             accepted = open.accept() => accepted,
             () = worker.gateway.draining() => {
                 // Closed at once, so that a balancer or a successor gets the next connection.
-                listener = None;
+                (listener, spare) = (None, None);
                 continue;
             }
         };
         match accepted {
             Ok((stream, address)) => {
-                let gateway = &worker.gateway;
-                let source = canonical(address.ip());
-                if let Err(reason) = admit(stream, source, worker) {
-                    gateway.metrics.connection_refused(reason);
-                    gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
-                        tracing::info!(%source, reason, unlogged, "connection refused");
-                    });
+                let (gateway, peer) = (&worker.gateway, canonical(address.ip()));
+                match gateway.pressure.refuses(stream.as_raw_fd(), gateway.load.open()) {
+                    None => meet(stream, peer, worker),
+                    Some(reason) => turned_away(worker, peer, None, reason),
                 }
             }
             Err(error) => {
-                // Out of file descriptors or memory: what is open goes on, and closing some of it makes room.
+                // No descriptor is left, or no memory. The client would wait for as long as that lasts: the spare
+                // descriptor is good for telling it so, by closing. Another worker may take it first, and then rest.
                 worker.gateway.metrics.connection_refused("accept-failed");
-                tracing::warn!(%error, "accept failed");
-                sleep(Duration::from_millis(50)).await;
+                worker.gateway.connection_lines.note(worker.gateway.clock.now(), |unlogged| {
+                    tracing::warn!(%error, unlogged, "accept failed");
+                });
+                let told = spare.take().is_some() && matches!(timeout(ACCEPT_RETRY, open.accept()).await, Ok(Ok(_)));
+                if !told {
+                    sleep(ACCEPT_RETRY).await;
+                }
+                spare = spare_of(open);
             }
         }
     }
+}
+
+/// A descriptor to give up when there is no other.
+fn spare_of(listener: &TcpListener) -> Option<OwnedFd> {
+    listener.as_fd().try_clone_to_owned().ok()
+}
+
+/// How long accepting rests when it can only fail.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
+
+/// A balancer has to say for whom it connects before anything else counts; from anybody else that is not looked for.
+fn meet(stream: TcpStream, peer: IpAddr, worker: &Rc<Worker>) {
+    if worker.gateway.snapshot().settings.listen.proxy_protocol.expects(peer) {
+        tokio::task::spawn_local(introduce(stream, peer, worker.clone()));
+    } else if let Err(reason) = admit(stream, peer, worker) {
+        turned_away(worker, peer, None, reason);
+    }
+}
+
+/// Waits for a balancer's header, then treats the connection as one from the address in it.
+async fn introduce(mut stream: TcpStream, balancer: IpAddr, worker: Rc<Worker>) {
+    let snapshot = worker.gateway.snapshot();
+    let rules = &snapshot.settings.listen.proxy_protocol;
+    let waiting = Counted::begin(&worker.gateway.load.waiting);
+    let introduced = if waiting.count > rules.waiting_max {
+        Err("proxy-waiting-max")
+    } else {
+        let header = read_header(&mut stream, rules.header_bytes_max);
+        timeout(rules.header_timeout, header).await.unwrap_or(Err("proxy-timeout"))
+    };
+    drop(waiting);
+    match introduced {
+        Ok(source) => {
+            if let Err(reason) = admit(stream, source, &worker) {
+                turned_away(&worker, source, Some(balancer), reason);
+            }
+        }
+        Err(reason) => turned_away(&worker, balancer, Some(balancer), reason),
+    }
+}
+
+/// Reads a header and not a byte more: what follows is TLS.
+async fn read_header(stream: &mut TcpStream, bytes_max: usize) -> Result<IpAddr, &'static str> {
+    let mut header = Vec::new();
+    loop {
+        let needed = match proxy_protocol::parse(&header, bytes_max).map_err(proxy_protocol::Refusal::code)? {
+            Progress::Header { source, .. } => return Ok(source),
+            Progress::NeedMore(needed) => needed,
+        };
+        match (&mut *stream).take((needed - header.len()) as u64).read_buf(&mut header).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Err("proxy-ended"),
+        }
+    }
+}
+
+fn turned_away(worker: &Worker, source: IpAddr, balancer: Option<IpAddr>, reason: &'static str) {
+    let gateway = &worker.gateway;
+    gateway.metrics.connection_refused(reason);
+    if matches!(reason, "proxy-local" | "proxy-ended") {
+        // A balancer's health checks, every few seconds: nobody wanted in.
+        tracing::debug!(%source, reason, "connection refused");
+        return;
+    }
+    gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+        let balancer = balancer.map(tracing::field::display);
+        tracing::info!(%source, balancer, reason, unlogged, "connection refused");
+    });
 }
 
 /// The gate before TLS: some partner's network, and room.
@@ -194,6 +318,17 @@ fn admit(stream: TcpStream, source: IpAddr, worker: &Rc<Worker>) -> Result<(), &
     share.send(Arrival { stream, source, place }).map_err(|_| "hand-over-failed")
 }
 
+/// Shows that this worker's runtime still runs its tasks.
+async fn beat(worker: Rc<Worker>) {
+    loop {
+        worker.gateway.load.workers[worker.index].beats.fetch_add(1, Ordering::Relaxed);
+        sleep(BEAT_EVERY).await;
+    }
+}
+
+/// Well below half of any watchdog's time.
+const BEAT_EVERY: Duration = Duration::from_millis(250);
+
 async fn receive(mut inbox: Inbox, worker: Rc<Worker>) {
     while let Some(Arrival { stream, source, place }) = inbox.recv().await {
         match TcpStream::from_std(stream) {
@@ -207,13 +342,15 @@ async fn receive(mut inbox: Inbox, worker: Rc<Worker>) {
 async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<Worker>) {
     let gateway = worker.gateway.clone();
     let snapshot = gateway.snapshot();
-    let settings = &snapshot.settings.tls;
-    let load = &gateway.load;
-    let under_way = Shaking::begin(load);
-    if under_way.count > settings.handshakes_max {
+    let settings = snapshot.settings.clone();
+    let settings = &settings.tls;
+    let Some(under_way) = Shaking::begin(&gateway.load, source, settings) else {
         gateway.metrics.handshake(Refusal::Busy.code());
+        gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+            tracing::info!(%source, reason = Refusal::Busy.code(), unlogged, "handshake refused");
+        });
         return;
-    }
+    };
     let Ok((config, attempt)) = snapshot.trust.attempt() else {
         gateway.metrics.handshake(Refusal::Other.code());
         return;
@@ -221,13 +358,20 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let accept = TlsAcceptor::from(config).accept(stream).into_fallible();
     let refusal = match timeout(settings.handshake_timeout, accept).await {
         Ok(Ok(stream)) => match attempt.client() {
-            Some(client) => {
-                gateway.metrics.handshake("ok");
-                drop((under_way, snapshot, attempt));
-                connection::serve(stream, source, client, worker).await;
-                drop(place);
-                return;
-            }
+            Some(client) => match frozen(&snapshot, &client, gateway.clock.now()) {
+                None => {
+                    gateway.metrics.handshake("ok");
+                    drop((under_way, snapshot, attempt));
+                    connection::serve(stream, source, client, worker).await;
+                    drop(place);
+                    return;
+                }
+                Some(state) => {
+                    drop((under_way, snapshot));
+                    turn_away(stream, &state, &gateway).await;
+                    Refusal::PartnerFrozen
+                }
+            },
             None => Refusal::CertificateMissing,
         },
         Ok(Err((error, stream))) => {
@@ -253,6 +397,23 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     });
 }
 
+/// The state of the partner that a client belongs to, if it is frozen.
+fn frozen(snapshot: &Snapshot, client: &Client, now: Timestamp) -> Option<Arc<PartnerState>> {
+    let partner = snapshot.policy.identify(&client.credential, now)?;
+    Some(snapshot.state(partner).clone()).filter(|state| state.standing() == Standing::Frozen)
+}
+
+/// Ends a frozen partner's connection before a byte of HTTP, each time later than the last: retries cost next to nothing.
+async fn turn_away(mut stream: TlsStream<TcpStream>, state: &Arc<PartnerState>, gateway: &Gateway) {
+    if let Some(knock) = state.knock(gateway.clock.now()) {
+        tokio::select! {
+            () = sleep(knock.delay) => {}
+            () = gateway.draining() => {}
+        }
+    }
+    let _ = timeout(LINGER_TIMEOUT, stream.shutdown()).await;
+}
+
 /// Sees to it that the alert arrives. A client that has sent its request already would have its connection reset by bytes
 /// that nobody read, and would not learn why it was refused.
 async fn linger(mut stream: TcpStream) {
@@ -272,21 +433,43 @@ async fn linger(mut stream: TcpStream) {
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_READS_MAX: usize = 16;
 
-/// One handshake in flight.
+/// A handshake under way. All together are bounded, and those of one source to a part of that: it takes no certificate to
+/// begin one and never end it.
 struct Shaking<'a> {
     load: &'a Load,
-    count: usize,
+    source: IpAddr,
+    _one: Counted<'a>,
 }
 
 impl<'a> Shaking<'a> {
-    fn begin(load: &'a Load) -> Shaking<'a> {
-        let count = load.handshakes.fetch_add(1, Ordering::Relaxed) + 1;
-        Shaking { load, count }
+    fn begin(load: &'a Load, source: IpAddr, settings: &Tls) -> Option<Shaking<'a>> {
+        let one = Counted::begin(&load.handshakes);
+        let fits = one.count <= settings.handshakes_max;
+        let taken = fits && load.handshakes_by_source.take(source, settings.handshakes_per_source_max);
+        taken.then_some(Shaking { load, source, _one: one })
     }
 }
 
 impl Drop for Shaking<'_> {
     fn drop(&mut self) {
-        self.load.handshakes.fetch_sub(1, Ordering::Relaxed);
+        self.load.handshakes_by_source.give_back(self.source);
+    }
+}
+
+/// One of so many, `count` with itself, until it is dropped.
+struct Counted<'a> {
+    counter: &'a AtomicUsize,
+    count: usize,
+}
+
+impl<'a> Counted<'a> {
+    fn begin(counter: &'a AtomicUsize) -> Counted<'a> {
+        Counted { counter, count: counter.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,7 @@ pub mod intake;
 pub mod listen;
 pub mod lookup;
 pub mod paced;
+pub mod proxy_protocol;
 pub mod record;
 pub mod tls;
 pub mod upstream;
@@ -20,6 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::time::Instant;
 
@@ -27,26 +29,32 @@ use crate::policy::head::Target;
 use crate::policy::lookup::pass_target;
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteKind;
-use crate::policy::{Denial, Head, Sender};
+use crate::policy::{Denial, Head};
 use crate::snapshot::Snapshot;
 use answer::{Body, Held};
 use connection::Peer;
 use forward::{Errand, Payload};
 use intake::Intake;
+use paced::Unread;
 use record::Record;
+use upstream::Refusal;
 
 /// Answers one request: with the backend's answer, the gateway's own, or a refusal. Always with a decision id.
 pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body> {
     let snapshot = peer.gateway().snapshot();
-    let mut record = Record::begin(&peer, &request);
-    let mut response = match exchange(request, &peer, &snapshot, &mut record).await {
+    let (parts, body) = request.into_parts();
+    let mut record = Record::begin(&peer, &parts.headers);
+    let mut body = Unread::new(&parts, body);
+    let mut response = match exchange(parts, &mut body, &peer, &snapshot, &mut record).await {
         Ok(response) => {
             record.allowed(response.status());
             response
         }
         Err(denial) => {
+            // What a refused request used up is kept too; it is refused in any case.
+            let _ = peer.keep();
             record.refused(&snapshot, &denial);
-            answer::refuse(&denial, record.decision, peer.closes_after(denial.reason))
+            answer::refuse(&denial, record.decision, peer.closes_after(denial.reason, &body), body)
         }
     };
     answer::sign(response.headers_mut(), record.decision);
@@ -56,7 +64,8 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
 
 /// The life of a request. Every `?` is a refusal; what is left at the end was allowed, forwarded and answered.
 async fn exchange(
-    request: Request<Incoming>,
+    parts: Parts,
+    body: &mut Unread,
     peer: &Peer,
     snapshot: &Snapshot,
     record: &mut Record,
@@ -66,27 +75,32 @@ async fn exchange(
     let bounds = peer.bounds(settings, record.deadline);
 
     // Intake: one reading of the head. Then identify, admit, entitle.
-    let sender = Sender { now: record.now, source: peer.source, credential: &peer.client.credential };
-    let (intake, text) = match intake::intake(request, &peer.line(settings)) {
+    let sender = peer.sender(snapshot, record.now);
+    let trusted = peer.still_trusted(snapshot, record.now);
+    let (intake, text) = match intake::intake(parts, &peer.line(settings)) {
         Ok((intake, text)) => (Ok(intake), text),
         Err(reason) => (Err(reason), String::new()),
     };
     let target = Target::parse(&text, settings.http.target_bytes_max);
-    let plan = match (&intake, &target) {
-        (Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
+    let plan = match (trusted, &intake, &target) {
+        (Ok(()), Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
             snapshot.policy.plan_head(&Head { sender, host, method: method.as_str(), path })
         }
-        (Err(reason), _) | (_, Err(reason)) => snapshot.policy.plan_refused(&sender, *reason),
+        (Err(reason), ..) => snapshot.policy.plan_refused(&sender, reason),
+        (_, Err(reason), _) | (.., Err(reason)) => snapshot.policy.plan_refused(&sender, *reason),
     };
     if let Some(reason) = peer.over_capacity() {
         return Err(plan.refuse(reason, Duration::from_secs(1)));
     }
 
     // Charge the request, before a byte of its body is read.
-    let (receipt, hold) = gateway.charge(snapshot, plan.partner(), plan.charges(), record.now);
+    let (receipt, hold) = peer.charge(snapshot, plan.partner(), plan.charges(), record.now);
     let admission = plan.settle(receipt)?;
     record.admitted(snapshot, admission.trail());
-    let Some(route) = admission.route() else { return Ok(whoami::answer(admission, snapshot, peer)) };
+    let Some(route) = admission.route() else {
+        peer.keep().map_err(|reason| Denial::after(admission.trail(), reason))?;
+        return Ok(whoami::answer(admission, snapshot, peer));
+    };
 
     // Lookup: who is asked for. Then charge the person.
     let (Ok(intake), Ok(target)) = (intake, target) else {
@@ -96,36 +110,40 @@ async fn exchange(
     let (plan, payload) = match &route.kind {
         RouteKind::Pass(declared) => {
             let passed = pass_target(&declared.parameters, &target.path, target.query);
+            let too_large = body.announces_more_than(declared.body_bytes_max);
+            let passed = passed.and_then(|target| if too_large { Err(Reason::BodyTooLarge) } else { Ok(target) });
             let plan = admission.plan_pass(passed.as_ref().map(|_| ()).map_err(|reason| *reason));
             let payload = passed.map(|target| {
-                let Intake { headers, nominated, body, .. } = intake;
-                Payload::Pass { target, headers, nominated, body }
+                let Intake { headers, nominated, .. } = intake;
+                Payload::Pass { target, headers, nominated, body: body.take() }
             });
             (plan, payload)
         }
         RouteKind::Lookup(declared) => {
             let (captures, key) = (admission.captures(), gateway.epoch_key());
-            let read = lookup::read(declared, route, intake, &target, captures, key, bounds);
+            let read = lookup::read(declared, route, &intake.headers, body, &target, captures, key, bounds);
             let read = record.reading(read).await;
             record.looked_up(declared.kind, &read);
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
         }
     };
-    let (receipt, _) = gateway.charge(snapshot, record.partner_id(), plan.charges(), record.now);
+    let (receipt, _) = peer.charge(snapshot, record.partner_id(), plan.charges(), record.now);
     let permit = plan.settle(receipt)?;
     let trail = permit.trail().clone();
     let denied = |reason: Reason| Denial::after(&trail, reason);
     let payload = payload.map_err(denied)?;
+    // What was paid outlives the process, before anybody gets anything for it.
+    peer.keep().map_err(denied)?;
 
     // Forward, and disclose what comes back.
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
     let errand = Errand { method: method.clone(), host: &host, caller, decision, trace, bounds };
     let asked = Instant::now();
-    let answered = forward::forward(permit, payload, errand, settings, peer.pools()).await;
-    let answered = answered.map_err(|reason| {
+    let answered = forward::forward(permit, payload, errand, snapshot, peer.pools()).await;
+    let answered = answered.map_err(|Refusal { reason, retry_after }| {
         record.withheld(reason, asked.elapsed());
-        denied(reason)
+        Denial { retry_after, ..denied(reason) }
     })?;
     record.uploaded(answered.upload_time);
     let held = Held::new(hold, gateway.clone(), route.name.clone());

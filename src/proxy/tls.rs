@@ -37,6 +37,8 @@ pub struct Trust {
     pub(crate) key: Arc<SingleCertAndKey>,
     pub(crate) issuers: Vec<TrustedIssuer>,
     pub(crate) hints: Vec<DistinguishedName>,
+    /// Of all that a client certificate is verified by. A connection that was verified by another has to be verified anew.
+    pub(crate) digest: [u8; 32],
 }
 
 /// A named issuer: its trust anchors and revocation lists.
@@ -59,6 +61,7 @@ pub struct RevocationList {
     pub file: Arc<str>,
     pub this_update: Timestamp,
     pub next_update: Timestamp,
+    pub(crate) digest: [u8; 32],
     pub(crate) list: CertRevocationList<'static>,
 }
 
@@ -75,6 +78,7 @@ pub enum Refusal {
     PurposeWrong,
     SignatureInvalid,
     ChainInvalid,
+    PartnerFrozen,
     ProtocolUnsupported,
     Timeout,
     Busy,
@@ -95,6 +99,7 @@ impl Refusal {
             Refusal::PurposeWrong => "purpose-wrong",
             Refusal::SignatureInvalid => "signature-invalid",
             Refusal::ChainInvalid => "chain-invalid",
+            Refusal::PartnerFrozen => "partner-frozen",
             Refusal::ProtocolUnsupported => "protocol-unsupported",
             Refusal::Timeout => "timeout",
             Refusal::Busy => "busy",
@@ -118,7 +123,19 @@ pub struct Client {
     pub credential: Credential,
     pub subject: String,
     pub certificate: CertificateDer<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
+    verified: Verified,
 }
+
+/// By what a chain was verified, and for how long that holds if nothing changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    trust: [u8; 32],
+    until: Timestamp,
+}
+
+/// An open connection's chain is verified anew after this time at the latest.
+const VERIFIED_FOR_MAX: Duration = Duration::from_secs(3_600);
 
 /// One connection's verifier, and what it saw.
 pub struct Attempt {
@@ -145,6 +162,31 @@ impl Trust {
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok((Arc::new(config), attempt))
+    }
+
+    /// Whether a chain that passed once still does: lists may have come since, or gone out of date. Cheap while neither
+    /// can be; the names it proves have to stand under the same issuer as before.
+    pub fn still_holds(&self, client: &Client, verified: Verified, now: Timestamp) -> Result<Verified, Refusal> {
+        if verified.trust == self.digest && now < verified.until {
+            return Ok(verified);
+        }
+        let leaf = EndEntityCert::try_from(&client.certificate).map_err(refusal_of)?;
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(now.unix_seconds()));
+        let issuer = self.verify(&leaf, &client.intermediates, time)?;
+        if issuer.name != client.credential.issuer {
+            return Err(Refusal::IssuerUnknown);
+        }
+        Ok(self.verified(now))
+    }
+
+    /// A verdict of this moment, and how long it lasts: to the next date in a list or an anchor, and never for long, since
+    /// intermediate certificates have dates as well.
+    fn verified(&self, now: Timestamp) -> Verified {
+        let lists = self.issuers.iter().flat_map(|issuer| {
+            issuer.lists.iter().map(|list| list.next_update.plus(issuer.grace)).chain(issuer.anchors_not_after.clone())
+        });
+        let until = lists.filter(|date| *date > now).min().unwrap_or(now.plus(VERIFIED_FOR_MAX));
+        Verified { trust: self.digest, until: until.min(now.plus(VERIFIED_FOR_MAX)) }
     }
 
     pub fn issuers(&self) -> &[TrustedIssuer] {
@@ -174,6 +216,13 @@ impl Trust {
             }
         }
         vouching.ok_or(refusal)
+    }
+}
+
+impl Client {
+    /// By what it was verified in the handshake.
+    pub fn verified(&self) -> Verified {
+        self.verified
     }
 }
 
@@ -335,7 +384,10 @@ impl Attempt {
             fingerprint: sha256(leaf),
             not_after: Timestamp::from_unix_seconds(not_after),
         };
-        Ok(Client { credential, subject, certificate: leaf.clone().into_owned() })
+        let certificate = leaf.clone().into_owned();
+        let intermediates = intermediates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let verified = self.trust.verified(Timestamp::from_unix_seconds(now.as_secs()));
+        Ok(Client { credential, subject, certificate, intermediates, verified })
     }
 }
 

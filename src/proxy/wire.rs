@@ -250,9 +250,11 @@ enum Side {
 /// A partner whose head was refused may still be sending its body, and closing upon unread bytes makes TCP reset the
 /// connection, which can destroy the answer on its way (RFC 9112 §9.6). So much is read and thrown away.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
-/// The same of a whole connection: after its last answer a peer may go on sending so much, and for so long.
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// The same of a whole connection: after its last answer a peer may go on sending for so long, however much comes. One that
+/// sends fast is the one that would miss the answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Reads in one go, so that others on the thread have their turn.
+const LINGER_READS_MAX: usize = 64;
 
 impl<S> Wire<S> {
     pub fn http1(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
@@ -261,6 +263,11 @@ impl<S> Wire<S> {
 
     pub fn http2(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
         Wire::new(stream, Side::Http2(Box::new(Meter::new(&limits.frames))), limits)
+    }
+
+    /// The other way round: a server's stream, which begins without the client's preface.
+    pub fn http2_of_server(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
+        Wire::new(stream, Side::Http2(Box::new(Meter::of_server(&limits.frames))), limits)
     }
 
     fn new(stream: S, side: Side, limits: &Limits) -> (Wire<S>, Handle) {
@@ -334,21 +341,22 @@ impl<S: AsyncRead + Unpin> Wire<S> {
         Poll::Pending
     }
 
-    /// After the last byte was written: until the peer ends its side as well, or has sent or waited too much.
+    /// After the last byte was written: until the peer ends its side as well, or has been waited for too long.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(LINGER_TIMEOUT)));
+        if alarm.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
         let mut buf = [0; 4096];
-        while self.drained < LINGER_BYTES_MAX {
+        for _ in 0..LINGER_READS_MAX {
             let mut buf = ReadBuf::new(&mut buf);
-            match self.poll_fill(cx, &mut buf) {
-                Poll::Ready(Ok(_)) if !buf.filled().is_empty() => self.drained += buf.filled().len(),
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => {
-                    let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(LINGER_TIMEOUT)));
-                    return alarm.as_mut().poll(cx);
-                }
+            match ready!(self.poll_fill(cx, &mut buf)) {
+                Ok(_) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
             }
         }
-        Poll::Ready(())
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -434,7 +442,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
             let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
             ready!(this.paced(cx, outcome))?;
             this.is_shut = true;
-            this.drained = 0;
             this.alarm = None;
         }
         this.poll_linger(cx).map(Ok)
@@ -588,7 +595,7 @@ mod tests {
 
     fn run_http1<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Call>, Handle) {
         let calls = Rc::new(RefCell::new(Vec::new()));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let handle = runtime.block_on(http1_server(Pieces::new(pieces), calls.clone(), EndOfStream::HalfCloses));
         (calls.take(), handle)
     }
@@ -767,8 +774,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_behind_the_last_answer_is_drained_up_to_a_bound_and_for_a_time() {
-        // A peer that ends its side, one that sends on and on, and one that keeps silent.
+    async fn what_is_behind_the_last_answer_is_drained_for_a_time() {
+        // A peer that ends its side, one that has much to send, and one that keeps silent.
         let end = duplex(64);
         let (mut wire, handle) = Wire::http1(end.1, &Limits::default());
         let mut peer = end.0;
@@ -777,10 +784,10 @@ mod tests {
         wire.shutdown().await.unwrap();
         assert_eq!(handle.read_bytes(), 7);
 
-        let endless = vec![b'x'; 4 * LINGER_BYTES_MAX];
-        let (mut wire, handle) = Wire::http2(Pieces::new(endless.chunks(4096)), &Limits::default());
+        let much = vec![b'x'; 2 << 20];
+        let (mut wire, handle) = Wire::http2(Pieces::new(much.chunks(4096)), &Limits::default());
         wire.shutdown().await.unwrap();
-        assert_eq!(handle.read_bytes(), LINGER_BYTES_MAX as u64);
+        assert_eq!(handle.read_bytes(), 2 << 20);
 
         let (_silent, stream) = duplex(64);
         let (mut wire, _) = Wire::http1(stream, &Limits::default());

@@ -1,27 +1,49 @@
-//! What outlives a snapshot of the configuration: what each partner has used up, keyed by names and absolute time.
+//! What outlives a snapshot of the configuration: what each partner has used up, and how each server behind the gateway is;
+//! keyed by names and absolute time.
 
+pub mod backends;
+pub mod freeze;
 mod rates;
+pub mod store;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::Timestamp;
-use crate::policy::charge::{Charge, Receipt, SubjectKey};
-use rates::{FullAt, take};
+use ipnet::IpNet;
 
-/// The state of all partners, found by name so that it survives a change of the configuration.
+use crate::clock::Timestamp;
+use crate::policy::admit::Standing;
+use crate::policy::charge::{Charge, Receipt, SubjectKey};
+use backends::Backends;
+use freeze::{Freeze, Freezes};
+use rates::{FullAt, at_most_empty, take};
+use store::{Fact, Ledger, Recovered, Store, StoreError};
+
+/// The state of all partners and backends, found by name so that it survives a change of the configuration.
 #[derive(Debug, Default)]
 pub struct State {
     partners: Mutex<HashMap<Arc<str>, Arc<PartnerState>>>,
+    /// How the servers behind the gateway are.
+    pub backends: Backends,
+    freezes: Mutex<Freezes>,
+    /// `None`: it ends with the process, as for `explain`.
+    store: Option<Store>,
 }
 
 /// What one partner has used up. One lock a partner: its limits are exact on all cores together, and partners do not
 /// wait for each other. The lock is held for the arithmetic of one group of charges, never across IO.
 #[derive(Debug)]
 pub struct PartnerState {
+    name: Arc<str>,
+    frozen: AtomicBool,
+    /// Generation of the configuration that took something from this partner last; 0 for none.
+    narrowed: AtomicU64,
     used: Mutex<Used>,
 }
 
@@ -34,7 +56,26 @@ struct Used {
     routes: Vec<RouteUsed>,
     sources: HashMap<IpAddr, FullAt>,
     subjects: HashMap<SubjectKey, FullAt>,
+    /// When a network let this partner in last, in Unix seconds; only networks that ever did.
+    matches: HashMap<IpNet, u32>,
+    knocks: Knocks,
     swept: Timestamp,
+}
+
+/// Handshakes of a frozen partner.
+#[derive(Debug, Default)]
+struct Knocks {
+    count: u32,
+    last: Timestamp,
+    waiting: u32,
+}
+
+/// A refused handshake that is made to wait; dropping it gives the place back.
+#[derive(Debug)]
+#[must_use]
+pub struct Knock {
+    partner: Arc<PartnerState>,
+    pub delay: Duration,
 }
 
 #[derive(Debug)]
@@ -64,32 +105,115 @@ pub struct Connection {
 /// A full map is swept at most this often: a flood of new keys must not make each request walk all the others.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// The first refused handshake of a frozen partner waits so long, each further one twice as long as the one before.
+const KNOCK_DELAY: Duration = Duration::from_millis(250);
+const KNOCK_DELAY_MAX: Duration = Duration::from_secs(30);
+/// After so long without one, the delay begins again.
+const KNOCKS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+/// Refused handshakes of one partner that may wait at the same time; more are closed at once, or a frozen partner could
+/// hold every place for connections.
+const KNOCKS_WAITING_MAX: u32 = 16;
+
 impl State {
+    /// The state that was left in `directory`, to be kept there from now on.
+    pub fn open(directory: &Path) -> Result<(State, Recovered), StoreError> {
+        let mut state = State { freezes: Mutex::new(Freezes::load(directory)?), ..State::default() };
+        let (store, recovered) = Store::open(directory, |partner, fact, at| {
+            state.partner(&partner.into()).lock().recall(fact, at);
+        })?;
+        state.store = Some(store);
+        Ok((state, recovered))
+    }
+
     /// The state of a partner; a name seen for the first time starts with nothing used.
     pub fn partner(&self, name: &Arc<str>) -> Arc<PartnerState> {
         let mut partners = self.partners.lock().unwrap_or_else(PoisonError::into_inner);
-        partners.entry(name.clone()).or_insert_with(|| Arc::new(PartnerState { used: Mutex::default() })).clone()
+        let new = || {
+            let frozen = AtomicBool::new(self.freezes().of(name).is_some());
+            let (name, used) = (name.clone(), Mutex::default());
+            Arc::new(PartnerState { name, frozen, narrowed: AtomicU64::new(0), used })
+        };
+        partners.entry(name.clone()).or_insert_with(new).clone()
+    }
+
+    /// Freezes a partner or thaws it. It holds from now on in any case; an error says that it may not survive a restart.
+    pub fn set_freeze(&self, partner: &Arc<str>, freeze: Option<Freeze>) -> io::Result<()> {
+        self.partner(partner).frozen.store(freeze.is_some(), Ordering::Release);
+        let mut freezes = self.freezes();
+        freezes.set(partner, freeze);
+        match &self.store {
+            Some(store) => freezes.save(store.directory()),
+            None => Ok(()),
+        }
+    }
+
+    pub fn freeze_of(&self, partner: &str) -> Option<Freeze> {
+        self.freezes().of(partner).cloned()
+    }
+
+    /// Every partner that is frozen, by name.
+    pub fn frozen(&self) -> Vec<(Arc<str>, Freeze)> {
+        self.freezes().iter().map(|(partner, freeze)| (partner.clone(), freeze.clone())).collect()
+    }
+
+    /// Keeps what the ledger holds; whoever asked must not go on after an error.
+    pub fn keep(&self, ledger: &mut Ledger) -> io::Result<()> {
+        match &self.store {
+            Some(store) => store.append(ledger),
+            None => {
+                ledger.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// What the disk has to be brought every second: the journal, or the whole state where that is due. Also ends the
+    /// time in which nothing could be kept, once the disk takes it again.
+    pub fn persist(&self, now: Timestamp) -> io::Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        if store.is_due() { self.rewrite(now) } else { store.sync() }
+    }
+
+    /// Writes everything anew. To be called when the gateway stops, too: the next start then reads one short file.
+    pub fn rewrite(&self, now: Timestamp) -> io::Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        store.rewrite(|ledger| {
+            for partner in self.partners() {
+                partner.lock().dump(&partner.name, now, ledger);
+            }
+        })
+    }
+
+    /// Whether charges cannot be kept, and so nobody is let in.
+    pub fn is_broken(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::is_broken)
     }
 
     /// Forgets what has been paid back everywhere. Call it now and then.
     pub fn sweep(&self, now: Timestamp) {
-        let partners: Vec<_> = {
-            let partners = self.partners.lock().unwrap_or_else(PoisonError::into_inner);
-            partners.values().cloned().collect()
-        };
-        for partner in partners {
+        for partner in self.partners() {
             partner.lock().sweep(now);
         }
+    }
+
+    fn partners(&self) -> Vec<Arc<PartnerState>> {
+        self.partners.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn freezes(&self) -> MutexGuard<'_, Freezes> {
+        self.freezes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PartnerState {
-    /// Takes all of the charges or none. The hold is for the in-flight places among them.
+    /// Takes all of the charges or none. The hold is for the in-flight places among them; what has to outlive the process
+    /// is noted in the ledger.
     pub fn charge<'c>(
         self: &Arc<Self>,
         charges: impl Iterator<Item = Charge<'c>> + Clone,
         entries_max: usize,
         now: Timestamp,
+        ledger: &mut Ledger,
     ) -> (Receipt, Hold) {
         let mut hold = Hold::default();
         let mut used = self.lock();
@@ -100,8 +224,19 @@ impl PartnerState {
                 Err(receipt) => return (receipt, hold),
             }
         }
-        for (charge, bucket) in charges.zip(buckets) {
+        for (charge, bucket) in charges.clone().zip(buckets) {
             used.commit(charge, bucket, &mut hold);
+        }
+        drop(used);
+        for (charge, bucket) in charges.zip(buckets) {
+            let fact = match charge {
+                Charge::RequestRate(_) => Fact::Requests,
+                Charge::RouteRate(route, _) => Fact::Route(route),
+                Charge::SourceRate(source, _) => Fact::Source(source),
+                Charge::SubjectRate(subject, _) => Fact::Subject(subject),
+                Charge::InFlight(_) | Charge::RouteInFlight(..) => continue,
+            };
+            ledger.note(&self.name, fact, bucket.time());
         }
         if hold.request || hold.route.is_some() {
             hold.partner = Some(self.clone());
@@ -133,6 +268,55 @@ impl PartnerState {
         self.lock().connections
     }
 
+    pub fn standing(&self) -> Standing {
+        if self.frozen.load(Ordering::Acquire) { Standing::Frozen } else { Standing::Open }
+    }
+
+    /// Generation of the configuration that took something from this partner last; 0 for none since the start.
+    pub fn narrowed(&self) -> u64 {
+        self.narrowed.load(Ordering::Acquire)
+    }
+
+    pub fn set_narrowed(&self, generation: u64) {
+        self.narrowed.store(generation, Ordering::Release);
+    }
+
+    /// A handshake of this partner was refused because it is frozen. `None`: enough of them wait already.
+    pub fn knock(self: &Arc<Self>, now: Timestamp) -> Option<Knock> {
+        let mut used = self.lock();
+        let knocks = &mut used.knocks;
+        if now.since(knocks.last) > KNOCKS_FORGOTTEN_AFTER {
+            knocks.count = 0;
+        }
+        let delay = KNOCK_DELAY.saturating_mul(1 << knocks.count.min(16)).min(KNOCK_DELAY_MAX);
+        knocks.count = knocks.count.saturating_add(1);
+        knocks.last = now;
+        if knocks.waiting >= KNOCKS_WAITING_MAX {
+            return None;
+        }
+        knocks.waiting += 1;
+        Some(Knock { partner: self.clone(), delay })
+    }
+
+    /// Remembers that a network let this partner in. Kept on disk once a minute for each network.
+    pub fn matched(&self, network: IpNet, seconds: u32, ledger: &mut Ledger) {
+        let before = self.lock().matches.insert(network, seconds).unwrap_or_default();
+        if before / 60 != seconds / 60 {
+            let at = Timestamp::from_unix_seconds(u64::from(seconds));
+            ledger.note(&self.name, Fact::Network(network), at);
+        }
+    }
+
+    /// When a network let this partner in last, in Unix seconds; 0 for never.
+    pub fn last_match(&self, network: &IpNet) -> u32 {
+        self.lock().matches.get(network).copied().unwrap_or_default()
+    }
+
+    /// Whether any network ever did: most lists are asked about at once.
+    pub fn ever_matched(&self) -> bool {
+        !self.lock().matches.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Used> {
         // Nothing panics while it holds the lock, and every write leaves whole values behind.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,19 +335,20 @@ impl Used {
                 let route = self.route(route);
                 return within(self.routes[route].in_flight, max, charge);
             }
-            Charge::RequestRate(rate) => (rate, self.requests),
+            Charge::RequestRate(rate) => (rate, Some(&mut self.requests)),
             Charge::RouteRate(route, rate) => {
                 let route = self.route(route);
-                (rate, self.routes[route].requests)
+                (rate, Some(&mut self.routes[route].requests))
             }
-            Charge::SourceRate(source, rate) => match self.sources.get(&source).copied() {
-                Some(bucket) => (rate, bucket),
-                None => (rate, self.make_room(entries_max, now)?),
-            },
-            Charge::SubjectRate(subject, rate) => match self.subjects.get(&subject).copied() {
-                Some(bucket) => (rate, bucket),
-                None => (rate, self.make_room(entries_max, now)?),
-            },
+            Charge::SourceRate(source, rate) => (rate, self.sources.get_mut(&source)),
+            Charge::SubjectRate(subject, rate) => (rate, self.subjects.get_mut(&subject)),
+        };
+        let bucket = match bucket {
+            Some(bucket) => {
+                *bucket = at_most_empty(rate, *bucket, now);
+                *bucket
+            }
+            None => self.make_room(entries_max, now)?,
         };
         take(rate, bucket, now).map_err(|retry_after| Receipt::Refused { reason: charge.refusal(), retry_after })
     }
@@ -195,6 +380,39 @@ impl Used {
             self.sweep(now);
         }
         if self.entries() < entries_max { Ok(FullAt::default()) } else { Err(Receipt::FULL) }
+    }
+
+    /// Takes over what an earlier run left. The latest counts, in whatever order they come.
+    fn recall(&mut self, fact: Fact, at: Timestamp) {
+        let bucket = match fact {
+            Fact::Requests => &mut self.requests,
+            Fact::Route(name) => {
+                let route = self.route(name);
+                &mut self.routes[route].requests
+            }
+            Fact::Source(source) => self.sources.entry(source).or_default(),
+            Fact::Subject(subject) => self.subjects.entry(subject).or_default(),
+            Fact::Network(network) => {
+                let last = self.matches.entry(network).or_default();
+                *last = (*last).max(u32::try_from(at.unix_seconds()).unwrap_or_default());
+                return;
+            }
+        };
+        *bucket = (*bucket).max(FullAt::at(at));
+    }
+
+    /// Notes all that has to outlive the process. A full bucket is what an unknown one would be.
+    fn dump(&self, partner: &str, now: Timestamp, ledger: &mut Ledger) {
+        let routes = self.routes.iter().map(|route| (Fact::Route(&route.name), route.requests));
+        let sources = self.sources.iter().map(|(source, bucket)| (Fact::Source(*source), *bucket));
+        let subjects = self.subjects.iter().map(|(subject, bucket)| (Fact::Subject(*subject), *bucket));
+        let buckets = [(Fact::Requests, self.requests)].into_iter().chain(routes).chain(sources).chain(subjects);
+        for (fact, bucket) in buckets.filter(|(_, bucket)| !bucket.is_full(now)) {
+            ledger.note(partner, fact, bucket.time());
+        }
+        for (network, seconds) in &self.matches {
+            ledger.note(partner, Fact::Network(*network), Timestamp::from_unix_seconds(u64::from(*seconds)));
+        }
     }
 
     fn entries(&self) -> usize {
@@ -250,6 +468,13 @@ impl Drop for Connection {
     }
 }
 
+impl Drop for Knock {
+    fn drop(&mut self) {
+        let mut used = self.partner.lock();
+        used.knocks.waiting = used.knocks.waiting.saturating_sub(1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +492,7 @@ mod tests {
     }
 
     fn pay(partner: &Arc<PartnerState>, charges: &[Charge], now: Timestamp) -> (Receipt, Hold) {
-        partner.charge(charges.iter().copied(), 4, now)
+        partner.charge(charges.iter().copied(), 4, now, &mut Ledger::default())
     }
 
     fn refused(receipt: Receipt) -> Option<Reason> {
@@ -361,5 +586,71 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
         });
         assert_eq!(paid, 777);
+    }
+
+    #[test]
+    fn what_was_paid_outlives_the_process_and_nothing_else_does() {
+        let home = tempfile::TempDir::new().expect("directory");
+        let source: IpAddr = "10.20.0.5".parse().expect("address");
+        let network: IpNet = "10.20.0.0/24".parse().expect("network");
+        let slow = Rate { count: 1, period: Duration::from_secs(3_600), burst: 1 };
+        let group = [
+            Charge::InFlight(9),
+            Charge::RequestRate(slow),
+            Charge::RouteRate("lookup", slow),
+            Charge::SourceRate(source, slow),
+        ];
+        let person = [Charge::SubjectRate([7; 16], slow)];
+        let name: Arc<str> = "icmr".into();
+        let charge = |state: &State, charges: &[Charge], now| {
+            let mut ledger = Ledger::default();
+            let (receipt, hold) = state.partner(&name).charge(charges.iter().copied(), 4, now, &mut ledger);
+            state.keep(&mut ledger).expect("kept");
+            (refused(receipt), hold)
+        };
+        let check = |state: &State| {
+            for alone in &group[1..] {
+                assert_eq!(charge(state, &[*alone], NOW).0, Some(alone.refusal()));
+            }
+            assert_eq!(charge(state, &person, NOW).0, Some(Reason::RateSubject));
+            let partner = state.partner(&name);
+            assert_eq!((partner.in_flight(), partner.last_match(&network)), (0, NOW.unix_seconds() as u32));
+            assert_eq!(partner.standing(), Standing::Frozen);
+            assert_eq!(state.freeze_of("icmr").expect("frozen").reason, "it asks too much");
+        };
+        {
+            let (state, _) = State::open(home.path()).expect("fresh");
+            assert_eq!(charge(&state, &group, NOW).0, None);
+            assert_eq!(charge(&state, &person, NOW).0, None);
+            let mut ledger = Ledger::default();
+            state.partner(&name).matched(network, NOW.unix_seconds() as u32, &mut ledger);
+            state.keep(&mut ledger).expect("kept");
+            let freeze = Freeze { since: NOW, by: "uid 0".to_owned(), reason: "it asks too much".to_owned() };
+            state.set_freeze(&name, Some(freeze)).expect("kept");
+            // Dropped without a farewell.
+        }
+        let (state, recovered) = State::open(home.path()).expect("again");
+        assert_eq!(recovered.facts, 5);
+        check(&state);
+        state.rewrite(NOW).expect("rewritten");
+        drop(state);
+        let (state, _) = State::open(home.path()).expect("once more");
+        check(&state);
+        state.set_freeze(&name, None).expect("kept");
+        assert_eq!(charge(&state, &group, NOW.plus(slow.period)).0, None);
+        drop(state);
+        assert_eq!(State::open(home.path()).expect("thawed").0.partner(&name).standing(), Standing::Open);
+    }
+
+    #[test]
+    fn each_knock_of_a_frozen_partner_waits_longer() {
+        let partner = partner();
+        let delays: Vec<_> = (0..9).filter_map(|_| partner.knock(NOW)).map(|knock| knock.delay.as_millis()).collect();
+        assert_eq!(delays, [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+        let waiting: Vec<_> = (0..20).filter_map(|_| partner.knock(NOW)).collect();
+        assert_eq!(waiting.len(), 16);
+        drop(waiting);
+        let later = NOW.plus(Duration::from_secs(601));
+        assert_eq!(partner.knock(later).expect("a place").delay, KNOCK_DELAY);
     }
 }

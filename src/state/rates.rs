@@ -26,6 +26,15 @@ impl FullAt {
     pub fn is_full(self, now: Timestamp) -> bool {
         self.0 <= now
     }
+
+    /// As it is kept on disk.
+    pub fn time(self) -> Timestamp {
+        self.0
+    }
+
+    pub fn at(time: Timestamp) -> FullAt {
+        FullAt(time)
+    }
 }
 
 /// Takes one from a bucket: its new state, or how long until one can be taken.
@@ -37,6 +46,12 @@ pub fn take(rate: Rate, bucket: FullAt, now: Timestamp) -> Result<FullAt, Durati
     clock.0.set(now.as_nanos());
     limiter.check().map_err(|not_until| not_until.wait_time_from(Nanos::from(now.as_nanos())))?;
     Ok(limiter.into_state_store().0.get())
+}
+
+/// The bucket as this rate sees it. None is emptier than empty: what a slower rate left behind, or a clock that was wrong
+/// before a restart, must not outlast a whole refill. To be stored, or the refill would begin anew each time.
+pub fn at_most_empty(rate: Rate, bucket: FullAt, now: Timestamp) -> FullAt {
+    quota(rate).map_or(bucket, |quota| bucket.min(FullAt(now.plus(quota.burst_size_replenished_in()))))
 }
 
 /// `None` for a rate that lets nothing through.
@@ -125,6 +140,17 @@ mod tests {
             prop_assert!(full_at.is_full(now));
             prop_assert_eq!(take(rate, full_at, now), take(rate, FullAt::default(), now));
         }
+    }
+
+    #[test]
+    fn a_rate_that_was_raised_holds_at_once() {
+        let rate = |seconds| Rate { count: 1, period: Duration::from_secs(seconds), burst: 1 };
+        let now = Timestamp::from_unix_seconds(1_780_000_000);
+        let bucket = take(rate(86_400), FullAt::default(), now).expect("first");
+        assert_eq!(at_most_empty(rate(86_400), bucket, now), bucket);
+        let raised = at_most_empty(rate(10), bucket, now);
+        assert_eq!(take(rate(10), raised, now), Err(Duration::from_secs(10)));
+        assert!(take(rate(10), raised, now.plus(Duration::from_secs(10))).is_ok());
     }
 
     #[test]

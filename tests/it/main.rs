@@ -1,5 +1,9 @@
 //! What holds of the whole? One integration binary; these modules are its table of contents.
 
+/// Several servers, one of them down; a zoo of answers that no partner may see; TLS and HTTP/2 to the backend.
+mod backends;
+/// Balancers that say for whom they connect, HAProxy among them.
+mod balancer;
 /// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
 mod clients;
 /// The shipped configuration, and what a mistaken one is told.
@@ -8,10 +12,14 @@ mod configuration;
 mod forwarding;
 /// Hostile callers: bytes, frames, slowness and floods, row by row.
 mod hostile;
+/// Starting, confined, watched, under pressure, through steps of the clock, to the end.
+mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
 mod limits;
 /// Random policies and requests against a straight-line oracle of the rules.
 mod properties;
+/// What changes while it runs: reload, revocation, freeze, restart.
+mod reload;
 /// The edges of the house: who may import what, and what every file owes its reader.
 mod tidy;
 /// Certificates made by openssl: who gets in, who does not, and for what reason.

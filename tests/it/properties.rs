@@ -20,6 +20,7 @@ use dwarpal::config::problem::Problem;
 use dwarpal::config::settings::Overrides;
 use dwarpal::config::{self, Config};
 use dwarpal::explain::explain;
+use dwarpal::policy::admit::Standing;
 use dwarpal::policy::charge::{Charge, Receipt};
 use dwarpal::policy::head::{Target, host_of, method_allowed};
 use dwarpal::policy::identify::{Credential, Proof};
@@ -649,7 +650,12 @@ fn steps(policy: &Policy, request: &Request, key: &EpochKey, outcome: &mut Outco
     let target = method_allowed(request.method).and_then(|()| Target::parse(&text, 4_096));
     let host = host_of(request.host).expect("a well-formed host");
     let now = Timestamp::from_unix_seconds(request.now);
-    let sender = Sender { now, source: request.source.to_canonical(), credential: &request.credential };
+    let sender = Sender {
+        now,
+        source: request.source.to_canonical(),
+        credential: &request.credential,
+        standing: Standing::Open,
+    };
     let plan = match &target {
         Ok(target) => policy.plan_head(&Head { sender, host: &host, method: request.method, path: &target.path }),
         Err(reason) => policy.plan_refused(&sender, *reason),
@@ -695,6 +701,29 @@ struct Ground<'w> {
     purpose: Option<String>,
 }
 
+/// Whether a path that `way` passes through may be the lookup `other` to a backend that is lenient about case, slashes at
+/// the end and what follows.
+fn is_disguised(other: &Way, way: &Way, path: &str) -> bool {
+    let shape = |way: &Way| {
+        way.path.split('/').map(rank_and_text).map(|(rank, text)| (rank, text.to_owned())).collect::<Vec<_>>()
+    };
+    if other.lookup.is_none() || shape(other) == shape(way) {
+        return false;
+    }
+    let path = path.trim_end_matches('/').to_lowercase();
+    let (mut asked, deeper) = (path.split('/'), way.path.ends_with("**"));
+    for wanted in other.path.split('/') {
+        match (wanted, asked.next()) {
+            ("**", Some(_)) => return true,
+            (_, None) => return false,
+            (wanted, Some(_)) if wanted.starts_with('{') => {}
+            (wanted, Some(asked)) if wanted.to_lowercase() == asked => {}
+            _ => return false,
+        }
+    }
+    deeper || asked.next().is_none()
+}
+
 /// The rules, one after the other. The error has every reason that holds in the first step that refuses.
 fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Reason>> {
     use Reason::*;
@@ -737,6 +766,9 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     let best =
         best.min_by_key(|(_, way)| way.path.split('/').map(|segment| rank_and_text(segment).0).collect::<Vec<_>>());
     let (at, way) = best.ok_or(vec![NoRoute])?;
+    if way.lookup.is_none() && world.ways.iter().any(|other| is_disguised(other, way, &request.path)) {
+        return Err(vec![NoRoute]);
+    }
     let grant = caller.grants.iter().find(|grant| grant.way == at).ok_or(vec![NoGrant])?;
 
     if way.lookup.is_some() && way.members().is_empty() && !matches!(request.body, Body::Absent) {
@@ -1195,8 +1227,12 @@ struct Permitted {
 fn permitted(policy: &Policy, target: &str, body: &str, key: &EpochKey) -> Option<Permitted> {
     let target = Target::parse(target, 4_096).ok()?;
     let credential = show(&plain_caller().identities[0], MONDAY);
-    let sender =
-        Sender { now: Timestamp::from_unix_seconds(MONDAY), source: [10, 0, 0, 9].into(), credential: &credential };
+    let sender = Sender {
+        now: Timestamp::from_unix_seconds(MONDAY),
+        source: [10, 0, 0, 9].into(),
+        credential: &credential,
+        standing: Standing::Open,
+    };
     let head = Head { sender, host: "a.test", method: "POST", path: &target.path };
     let admission = policy.plan_head(&head).settle(Receipt::Paid).ok()?;
     let (route, captures) = (admission.route()?, admission.captures().to_vec());

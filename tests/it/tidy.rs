@@ -80,6 +80,12 @@ fn a_crate_is_imported_only_where_it_belongs() {
     for (name, places) in [
         ("governor", &["src/state/rates.rs"][..]),
         ("prometheus", &["src/metrics.rs"]),
+        ("landlock", &["src/sandbox.rs"]),
+        ("seccompiler", &["src/sandbox.rs"]),
+        ("libc", &["src/sandbox.rs"]),
+        ("rlimit", &["src/cli/serve.rs", "src/pressure.rs"]),
+        ("sd_notify", &["src/service.rs"]),
+        ("crc32c", &["src/proxy/proxy_protocol.rs", "src/state/store.rs"]),
         ("redis", &[]),
         ("hyper", WIRE),
         ("hyper_util", WIRE),

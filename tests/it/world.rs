@@ -169,6 +169,7 @@ connections_max = 1000
 "#;
 
 /// A configuration as text, before it is served.
+#[derive(Clone)]
 pub struct Setup {
     gateway: String,
     partners: BTreeMap<&'static str, String>,
@@ -248,10 +249,19 @@ impl Setup {
 
     /// The gateway as a process of its own: the real binary.
     pub fn spawn(self, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> World {
+        self.spawn_under(&[], &[], script)
+    }
+
+    /// The same, started by another program and with more in its environment.
+    pub fn spawn_under(
+        self,
+        starter: &[&str],
+        environment: &[(&str, &str)],
+        script: impl Fn(&mut Exchange) + Send + Sync + 'static,
+    ) -> World {
         let (directory, backend) = self.stage(script);
-        let (process, serving) = Process::serve(directory.path());
-        let address = |name: &str| serving[name].as_str().and_then(|text| text.parse().ok()).expect("an address");
-        let (address, metrics_address) = (address("address"), address("metrics"));
+        let (process, serving) = Process::serve(directory.path(), starter, environment);
+        let (address, metrics_address) = addresses(&serving);
         World { address, metrics_address, backend, host: Host::Process(process), directory }
     }
 
@@ -261,6 +271,12 @@ impl Setup {
         self.write(directory.path(), Some(backend.address));
         (directory, backend)
     }
+}
+
+/// Where a gateway said that it listens: for partners and for metrics.
+fn addresses(serving: &serde_json::Value) -> (SocketAddr, SocketAddr) {
+    let address = |name: &str| serving[name].as_str().and_then(|text| text.parse().ok()).expect("an address");
+    (address("address"), address("metrics"))
 }
 
 fn replaced(text: &str, from: &str, to: &str) -> String {
@@ -288,8 +304,49 @@ impl World {
         Setup::new().start(backend::one_person)
     }
 
+    /// The gateway itself, where it is in this process.
+    pub fn gateway(&self) -> Arc<Gateway> {
+        match &self.host {
+            Host::Here(Some(running)) => running.gateway.clone(),
+            Host::Here(None) | Host::Process(_) => panic!("the gateway is not in this process"),
+        }
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Puts another configuration where the gateway read its own. It has to be told, or to look.
+    pub fn configure(&self, setup: &Setup) {
+        setup.write(self.directory(), Some(self.backend.address));
+    }
+
+    /// The gateway in this process.
+    pub fn gateway(&self) -> &Gateway {
+        match &self.host {
+            Host::Here(Some(running)) => &running.gateway,
+            _ => panic!("the gateway is a process of its own"),
+        }
+    }
+
+    /// One command of the binary for this gateway: exit code, standard output and standard error.
+    pub fn command(&self, arguments: &[&str]) -> (i32, String, String) {
+        dwarpal(&[arguments, &["--config", "."]].concat(), self.directory())
+    }
+
+    /// Kills the gateway's process without a word, and starts it again.
+    pub fn kill_and_restart(&mut self) {
+        let process = self.process();
+        process.child.kill().expect("killed");
+        process.child.wait().expect("ended");
+        self.restart();
+    }
+
+    /// Starts the gateway's process again after it has ended.
+    pub fn restart(&mut self) {
+        let (process, serving) = Process::serve(self.directory.path(), &[], &[]);
+        (self.address, self.metrics_address) = addresses(&serving);
+        self.host = Host::Process(process);
     }
 
     /// The gateway's process, if it has one of its own.
@@ -369,9 +426,10 @@ pub struct Process {
 
 impl Process {
     /// Also returns the log line by which it said that it serves.
-    fn serve(config: &Path) -> (Process, serde_json::Value) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dwarpal"));
-        command.args(["serve", "--config"]).arg(config);
+    fn serve(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> (Process, serde_json::Value) {
+        let words = [starter, &[env!("CARGO_BIN_EXE_dwarpal"), "serve", "--config"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(config).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
@@ -405,7 +463,15 @@ impl Process {
     }
 
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        self.signal("-TERM");
+    }
+
+    pub fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill").success());
     }
 

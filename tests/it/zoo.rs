@@ -448,7 +448,8 @@ fn knock(world: &World, shown: &Shown, source: Ipv4Addr) -> Result<String, Strin
 fn connect(world: &World, shown: &Shown, source: Ipv4Addr) -> io::Result<Line> {
     let key = PrivateKeyDer::from_pem_file(&shown.key).expect("key");
     let chain = shown.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
-    line::show(world.address, Some((chain, key)), source, b"http/1.1", aws_lc_rs::default_provider())
+    let stream = line::tcp(source, world.address)?;
+    line::show(stream, Some((chain, key)), b"http/1.1", aws_lc_rs::default_provider())
 }
 
 /// For keys that rustls does not take on its own side either.

@@ -123,19 +123,23 @@ pub fn attempt(
     protocol: &[u8],
     provider: CryptoProvider,
 ) -> io::Result<Line> {
+    over(tcp(source, gateway)?, leaf, protocol, provider)
+}
+
+/// Tries a handshake on a connection that is there already.
+pub fn over(stream: TcpStream, leaf: Option<&Leaf>, protocol: &[u8], provider: CryptoProvider) -> io::Result<Line> {
     let shown = leaf.map(|leaf| {
         let chain = CertificateDer::pem_file_iter(&leaf.certificate).expect("certificate");
         let chain = chain.collect::<Result<_, _>>().expect("certificate");
         (chain, PrivateKeyDer::from_pem_file(&leaf.key).expect("key"))
     });
-    show(gateway, shown, source, protocol, provider)
+    show(stream, shown, protocol, provider)
 }
 
 /// Tries a handshake with any bytes in the place of a certificate: they are not looked at on this side.
 pub fn show(
-    gateway: SocketAddr,
+    stream: TcpStream,
     shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
-    source: Ipv4Addr,
     protocol: &[u8],
     provider: CryptoProvider,
 ) -> io::Result<Line> {
@@ -155,7 +159,7 @@ pub fn show(
     config.alpn_protocols = vec![protocol.to_vec()];
     let name = ServerName::try_from("localhost").expect("name");
     let session = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
-    let mut stream = StreamOwned::new(session, tcp(source, gateway)?);
+    let mut stream = StreamOwned::new(session, stream);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }

@@ -1,0 +1,197 @@
+//! What may an operator tell a running gateway? Commands over a Unix socket, whose permissions are the access control.
+//!
+//! One request a connection, one line of JSON each way. The answer is text for people and the exit code of the command
+//! that asked, so that every client is a few lines.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::clock::Timestamp;
+use crate::gateway::Gateway;
+use crate::reload::Reload;
+use crate::state::freeze::Freeze;
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    Status,
+    Reload,
+    Freeze { partner: String, reason: String },
+    Thaw { partner: String },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub outcome: Outcome,
+    /// For people, a line each.
+    pub lines: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Done,
+    /// There is nobody or nothing of that name.
+    Unknown,
+    /// The configuration is refused.
+    Refused,
+    /// It could not be done, or not wholly.
+    Failed,
+}
+
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes the socket over from an earlier run: the lock on the state says that nobody else has it.
+pub fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    // Its directory is the gateway's alone from the start (0700), so nobody is faster than this.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The thread of commands and of watching the configuration's files.
+pub fn run(gateway: Arc<Gateway>, listener: std::os::unix::net::UnixListener) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = UnixListener::from_std(listener)?;
+        tokio::select! {
+            () = take_commands(&listener, &gateway) => {}
+            () = gateway.watch() => gateway.drained().await,
+            () = gateway.drained() => {}
+        }
+        Ok(())
+    })
+}
+
+/// One after the other: commands are rare, and each sees what the one before has done.
+async fn take_commands(listener: &UnixListener, gateway: &Gateway) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        // Whoever connects and falls silent must not keep others from freezing a partner.
+        let _ = tokio::time::timeout(TIMEOUT, serve(stream, gateway)).await;
+    }
+}
+
+async fn serve(mut stream: UnixStream, gateway: &Gateway) -> io::Result<()> {
+    let by = stream.peer_cred().map_or("unknown".to_owned(), |peer| format!("uid {}", peer.uid()));
+    let (read, mut write) = stream.split();
+    let mut line = String::new();
+    BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(command) => obey(command, &by, gateway),
+        Err(error) => Answer { outcome: Outcome::Failed, lines: vec![format!("not a command: {error}")] },
+    };
+    let mut text = serde_json::to_string(&answer).map_err(io::Error::other)?;
+    text.push('\n');
+    write.write_all(text.as_bytes()).await
+}
+
+fn obey(command: Command, by: &str, gateway: &Gateway) -> Answer {
+    let now = gateway.clock.now();
+    match command {
+        Command::Status => status(gateway),
+        Command::Reload => {
+            tracing::info!(by, "told to reload");
+            reload(gateway)
+        }
+        Command::Freeze { partner, reason } => {
+            let freeze = Freeze { since: now, by: by.to_owned(), reason };
+            set_freeze(&partner, Some(freeze), by, gateway)
+        }
+        Command::Thaw { partner } => set_freeze(&partner, None, by, gateway),
+    }
+}
+
+fn reload(gateway: &Gateway) -> Answer {
+    match gateway.reload() {
+        Reload::Swapped { generation, changed, warnings } => {
+            let mut lines: Vec<_> = warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+            let changed = if changed.is_empty() { "no partner".to_owned() } else { changed.join(", ") };
+            lines.push(format!("generation {generation} is served; changed: {changed}"));
+            Answer { outcome: Outcome::Done, lines }
+        }
+        Reload::Refused { problems, renewed } => {
+            let mut lines: Vec<_> = problems.iter().map(|problem| format!("error: {problem}")).collect();
+            let generation = gateway.snapshot().generation;
+            lines.push(match renewed {
+                Some(_) => format!(
+                    "refused; generation {generation} is the old configuration with certificates and lists read anew"
+                ),
+                None => format!("refused; generation {generation} goes on as before"),
+            });
+            Answer { outcome: Outcome::Refused, lines }
+        }
+    }
+}
+
+fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: &Gateway) -> Answer {
+    let snapshot = gateway.snapshot();
+    let known = snapshot.policy.partners.iter().find(|known| *known.name == *partner);
+    let before = gateway.state().freeze_of(partner);
+    // One that was frozen and then taken out of the configuration can still be thawed.
+    let name = match (known, &before) {
+        (Some(known), _) => known.name.clone(),
+        (None, Some(_)) => partner.into(),
+        (None, None) => {
+            let names: Vec<_> = snapshot.policy.partners.iter().map(|partner| &*partner.name).collect();
+            let line = format!("no partner {partner}; there are: {}", names.join(", "));
+            return Answer { outcome: Outcome::Unknown, lines: vec![line] };
+        }
+    };
+    let (done, reason) = match &freeze {
+        Some(freeze) => ("frozen", freeze.reason.clone()),
+        None => ("thawed", String::new()),
+    };
+    let kept = gateway.state().set_freeze(&name, freeze);
+    tracing::warn!(partner, by, reason, "partner {done}");
+    let mut lines = match (&before, done) {
+        (None, "thawed") => vec![format!("{partner} was not frozen")],
+        _ => vec![format!("{partner} is {done}")],
+    };
+    match kept {
+        Ok(()) => Answer { outcome: Outcome::Done, lines },
+        Err(error) => {
+            tracing::error!(partner, %error, "this will not survive a restart");
+            lines.push(format!("but it will not survive a restart: {error}"));
+            Answer { outcome: Outcome::Failed, lines }
+        }
+    }
+}
+
+fn status(gateway: &Gateway) -> Answer {
+    let snapshot = gateway.snapshot();
+    let policy = &snapshot.policy;
+    let (partners, routes) = (policy.partners.len(), policy.routes.len());
+    let mut lines = vec![
+        format!("generation {} with {partners} partners and {routes} routes", snapshot.generation),
+        match gateway.readiness() {
+            Ok(()) => "ready".to_owned(),
+            Err(why) => format!("not ready: {why}"),
+        },
+        format!("{} connections open", gateway.load.open()),
+    ];
+    let frozen = gateway.state().frozen();
+    lines.extend(frozen.iter().map(|(partner, Freeze { since, by, reason })| {
+        let since = Timestamp::from_unix_seconds(since.unix_seconds());
+        format!("frozen: {partner}, since {since}, by {by}: {reason}")
+    }));
+    Answer { outcome: Outcome::Done, lines }
+}

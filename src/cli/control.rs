@@ -1,0 +1,102 @@
+//! `dwarpal reload`, `freeze`, `thaw` and `status`: what an operator tells the gateway that runs.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{FAILED, NO, REFUSED, YES, complain};
+use crate::admin::{Answer, Command, Outcome};
+use crate::config;
+use crate::config::settings::control_socket;
+
+/// Which gateway: found by its data directory.
+#[derive(Args)]
+pub struct Target {
+    /// Directory with gateway.toml, which names the data directory
+    #[arg(long, default_value = "config", value_name = "DIRECTORY")]
+    config: PathBuf,
+    /// The data directory, where `serve` was given one
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Freeze {
+    /// Name of the partner
+    partner: String,
+    /// Why, for the log and for whoever looks later
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args)]
+pub struct Thaw {
+    /// Name of the partner
+    partner: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// A reload reads every allowlist and certificate, and runs every case.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+pub fn reload(target: Target) -> u8 {
+    tell(&target, &Command::Reload)
+}
+
+pub fn status(target: Target) -> u8 {
+    tell(&target, &Command::Status)
+}
+
+pub fn freeze(Freeze { partner, reason, target }: Freeze) -> u8 {
+    tell(&target, &Command::Freeze { partner, reason })
+}
+
+pub fn thaw(Thaw { partner, target }: Thaw) -> u8 {
+    tell(&target, &Command::Thaw { partner })
+}
+
+fn tell(target: &Target, command: &Command) -> u8 {
+    // Only the one key that is needed: a reload of a broken configuration has to reach the gateway to be refused.
+    let directory = match &target.data {
+        Some(directory) => directory.clone(),
+        None => match config::data_directory(&target.config) {
+            Ok(directory) => directory,
+            Err(problems) => return complain(&problems),
+        },
+    };
+    let socket = control_socket(&directory);
+    let answer = match ask(&socket, command) {
+        Ok(answer) => answer,
+        Err(error) => {
+            eprintln!("error: {}: {error}; is the gateway running, and is this its data directory?", socket.display());
+            return FAILED;
+        }
+    };
+    let code = match answer.outcome {
+        Outcome::Done => YES,
+        Outcome::Unknown => NO,
+        Outcome::Refused => REFUSED,
+        Outcome::Failed => FAILED,
+    };
+    for line in &answer.lines {
+        if code == YES { println!("{line}") } else { eprintln!("{line}") }
+    }
+    code
+}
+
+fn ask(socket: &std::path::Path, command: &Command) -> std::io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let line = serde_json::to_string(command).map_err(std::io::Error::other)?;
+    writeln!(stream, "{line}")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    serde_json::from_str(&answer).map_err(std::io::Error::other)
+}
