@@ -84,11 +84,19 @@ impl Clock {
     }
 
     /// Follows the system's clock where that has gone forward, as when it was first set after the start: expiries and
-    /// hours must not be judged by a date of the past. It never goes back.
-    pub fn follow(&self) {
-        if let Clock::System { started, wall_at_start } = self {
-            let start = wall().0.saturating_sub(started.elapsed().as_nanos() as u64);
-            wall_at_start.fetch_max(start, Ordering::Relaxed);
+    /// hours must not be judged by a date of the past. It never goes back: what has expired stays so. How far it went.
+    pub fn follow(&self) -> Duration {
+        let Clock::System { started, wall_at_start } = self else { return Duration::ZERO };
+        let start = wall().0.saturating_sub(started.elapsed().as_nanos() as u64);
+        let before = wall_at_start.fetch_max(start, Ordering::Relaxed);
+        Duration::from_nanos(start.saturating_sub(before))
+    }
+
+    /// How far it is ahead of the system's clock, because that was set back.
+    pub fn ahead(&self) -> Duration {
+        match self {
+            Clock::System { .. } => self.now().since(wall()),
+            Clock::Manual(_) => Duration::ZERO,
         }
     }
 
@@ -123,13 +131,14 @@ mod tests {
         // Set after the start, as on a machine without a battery.
         let early = begun_at(Timestamp::from_unix_seconds(0));
         assert!(near(&early, Timestamp::default()));
-        early.follow();
-        assert!(near(&early, wall()));
+        assert!(early.follow() > 1_000 * HOUR);
+        assert!(near(&early, wall()) && early.ahead() < Duration::from_secs(60));
         // Set back since the start: what was over stays over.
         let ahead = wall().plus(HOUR);
         let late = begun_at(ahead);
-        late.follow();
+        assert_eq!(late.follow(), Duration::ZERO);
         assert!(near(&late, ahead));
+        assert!((HOUR - Duration::from_secs(60)..=HOUR).contains(&late.ahead()), "{:?}", late.ahead());
         let before = late.now();
         assert!(late.now() >= before);
     }
@@ -137,7 +146,7 @@ mod tests {
     #[test]
     fn a_manual_clock_goes_when_it_is_told_to() {
         let clock = Clock::manual(Timestamp::from_unix_seconds(1));
-        clock.follow();
+        assert_eq!((clock.follow(), clock.ahead()), (Duration::ZERO, Duration::ZERO));
         assert_eq!(clock.now(), Timestamp::from_unix_seconds(1));
         clock.clone().advance(HOUR);
         assert_eq!(clock.now(), Timestamp::from_unix_seconds(3_601));

@@ -16,6 +16,7 @@ use crate::config::{Config, Origin};
 use crate::log::LogLimit;
 use crate::metrics::Metrics;
 use crate::net::observe;
+use crate::pressure::Pressure;
 use crate::proxy::listen::{self, Load};
 use crate::snapshot::Snapshot;
 use crate::state::State;
@@ -36,6 +37,7 @@ pub struct Gateway {
     /// Log lines of refused connections, and of refused requests of nobody that is known.
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
+    pub pressure: Pressure,
     epoch_key: EpochKey,
     phase: watch::Sender<Phase>,
 }
@@ -104,6 +106,7 @@ impl Gateway {
         };
         let (address, metrics_address) = (local(&listeners[0])?, local(&observer)?);
         let (load, inboxes) = Load::of(workers);
+        let pressure = Pressure::of(&settings);
         let (phase, _) = watch::channel(Phase::Serving);
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -115,6 +118,7 @@ impl Gateway {
             load: Arc::new(load),
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
+            pressure,
             epoch_key,
             phase,
         });
@@ -173,10 +177,16 @@ impl Gateway {
 
     /// Whether a balancer should send partners here. `Err` says why not.
     pub fn readiness(&self) -> Result<(), &'static str> {
-        match (self.is_draining(), self.state.is_broken()) {
-            (false, false) => Ok(()),
-            (true, _) => Err("stopping"),
-            (false, true) => Err("what partners use up cannot be kept on the disk"),
+        if self.is_draining() {
+            Err("stopping")
+        } else if self.state.is_broken() {
+            Err("what partners use up cannot be kept on the disk")
+        } else if self.pressure.descriptors_short() {
+            Err("new connections are shed: too few file descriptors")
+        } else if self.pressure.memory_short(self.load.open()) {
+            Err("new connections are shed: too little memory")
+        } else {
+            Ok(())
         }
     }
 
@@ -220,10 +230,7 @@ impl Gateway {
     pub async fn sweep(&self) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => {
-                    self.clock.follow();
-                    self.state.sweep(self.clock.now());
-                }
+                () = tokio::time::sleep(SWEEP_EVERY) => self.state.sweep(self.clock.now()),
                 () = self.drained() => return,
             }
         }

@@ -11,6 +11,7 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod policy;
+pub mod pressure;
 pub mod proxy;
 pub mod reload;
 pub mod sandbox;

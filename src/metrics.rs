@@ -9,15 +9,17 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::clock::Timestamp;
 use crate::policy::PartnerId;
 use crate::policy::admit::Standing;
 use crate::policy::reason::Reason;
+use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
+use crate::state::backends::Phase;
 
 /// All metrics of one gateway.
 pub struct Metrics {
@@ -39,6 +41,13 @@ pub struct Metrics {
     networks: IntGaugeVec,
     certificate_not_after: GaugeVec,
     crl_next_update: GaugeVec,
+    backend_up: IntGaugeVec,
+    backend_in_flight: IntGaugeVec,
+    backend_circuit: IntGaugeVec,
+    backend_failures: IntCounterVec,
+    backend_retries: IntCounterVec,
+    backend_ejections: IntCounterVec,
+    backend_checks: IntCounterVec,
     connections_cut: IntCounterVec,
     answers_cut: IntCounterVec,
     reloads: IntCounterVec,
@@ -46,6 +55,9 @@ pub struct Metrics {
     frozen: IntGaugeVec,
     state_kept: IntGauge,
     sandbox: IntGaugeVec,
+    pressure: IntGaugeVec,
+    memory_used: Gauge,
+    clock_ahead: Gauge,
     series: IntGauge,
 }
 
@@ -153,13 +165,48 @@ impl Metrics {
             )?,
             certificate_not_after: float(
                 "dwarpal_certificate_not_after_timestamp_seconds",
-                "When a certificate expires: the gateway's, an issuer's first, or the one a partner showed last.",
+                "When a certificate expires: the gateway's (also towards a backend), an issuer's first, or the one a partner showed last.",
                 &["holder", "name"],
             )?,
             crl_next_update: float(
                 "dwarpal_crl_next_update_timestamp_seconds",
                 "When a revocation list is out of date (before the grace).",
                 &["issuer", "file"],
+            )?,
+            backend_up: gauge(
+                "dwarpal_backend_up",
+                "1 for a server that is asked; 0 while its checks fail or it is ejected.",
+                &["backend", "server"],
+            )?,
+            backend_in_flight: gauge(
+                "dwarpal_backend_requests_in_flight",
+                "Requests under way at a server.",
+                &["backend", "server"],
+            )?,
+            backend_circuit: gauge(
+                "dwarpal_backend_circuit",
+                "A backend's circuit breaker: 0 closed, 1 half-open, 2 open.",
+                &["backend"],
+            )?,
+            backend_failures: counter(
+                "dwarpal_backend_failures_total",
+                "Requests that a server failed, by reason.",
+                &["backend", "server", "reason"],
+            )?,
+            backend_retries: counter(
+                "dwarpal_backend_retries_total",
+                "Second tries, at this server, of requests that had reached none.",
+                &["backend", "server"],
+            )?,
+            backend_ejections: counter(
+                "dwarpal_backend_ejections_total",
+                "Times that a server was left alone because its requests failed.",
+                &["backend", "server"],
+            )?,
+            backend_checks: counter(
+                "dwarpal_backend_checks_total",
+                "Health checks by result: ok, failed.",
+                &["backend", "server", "result"],
             )?,
             connections_cut: counter(
                 "dwarpal_connections_cut_total",
@@ -194,6 +241,19 @@ impl Metrics {
                 "What confines the process (landlock, seccomp): 1 where it is in force.",
                 &["feature"],
             )?,
+            pressure: gauge(
+                "dwarpal_pressure",
+                "What is short (descriptors, memory): 1 where new connections are shed for it.",
+                &["resource"],
+            )?,
+            clock_ahead: {
+                let help = "How far the gateway's clock is ahead of the system's, which was set back.";
+                register(&registry, Gauge::new("dwarpal_clock_ahead_seconds", help)?)?
+            },
+            memory_used: {
+                let help = "Memory in use as a share of the tightest limit; 0 where there is none.";
+                register(&registry, Gauge::new("dwarpal_memory_used_ratio", help)?)?
+            },
             series: {
                 let gauge =
                     IntGauge::new("dwarpal_series", "Time series that this endpoint exports, itself included.")?;
@@ -234,8 +294,28 @@ impl Metrics {
         self.answers_cut.with_label_values(&[route, reason]).inc();
     }
 
+    pub fn clock_ahead(&self, ahead: Duration) {
+        self.clock_ahead.set(ahead.as_secs_f64());
+    }
+
     pub fn sandbox(&self, feature: &str, active: bool) {
         self.sandbox.with_label_values(&[feature]).set(i64::from(active));
+    }
+
+    pub fn backend_failure(&self, backend: &str, server: &str, reason: &str) {
+        self.backend_failures.with_label_values(&[backend, server, reason]).inc();
+    }
+
+    pub fn backend_retry(&self, backend: &str, server: &str) {
+        self.backend_retries.with_label_values(&[backend, server]).inc();
+    }
+
+    pub fn backend_ejection(&self, backend: &str, server: &str) {
+        self.backend_ejections.with_label_values(&[backend, server]).inc();
+    }
+
+    pub fn backend_check(&self, backend: &str, server: &str, result: &str) {
+        self.backend_checks.with_label_values(&[backend, server, result]).inc();
     }
 
     pub fn partner_certificate(&self, partner: &str, not_after: Timestamp) {
@@ -276,8 +356,13 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format 0.0.4. What only the snapshot and the state know is read now.
-    pub fn render(&self, snapshot: &Snapshot, connections: usize) -> Vec<u8> {
-        self.observe(snapshot, connections);
+    pub fn render(&self, snapshot: &Snapshot, connections: usize, pressure: &Pressure, now: Timestamp) -> Vec<u8> {
+        self.observe(snapshot, connections, now);
+        let short = [("descriptors", pressure.descriptors_short()), ("memory", pressure.memory_short(connections))];
+        for (resource, short) in short {
+            self.pressure.with_label_values(&[resource]).set(i64::from(short));
+        }
+        self.memory_used.set(pressure.memory_used());
         let families = self.registry.gather();
         let series: usize = families.iter().map(series_of).sum();
         self.series.set(series as i64);
@@ -287,7 +372,7 @@ impl Metrics {
         text
     }
 
-    fn observe(&self, snapshot: &Snapshot, connections: usize) {
+    fn observe(&self, snapshot: &Snapshot, connections: usize, now: Timestamp) {
         self.connections.set(connections as i64);
         self.generation.set(snapshot.generation as i64);
         // What is no longer configured must not be exported with its last value for ever.
@@ -306,6 +391,7 @@ impl Metrics {
                 self.crl_next_update.with_label_values(&[&*issuer.name, &*list.file]).set(seconds(list.next_update));
             }
         }
+        self.observe_backends(snapshot, now);
         for (at, partner) in snapshot.policy.partners.iter().enumerate() {
             let id = PartnerId(at as u16);
             let (name, state) = (&*partner.name, snapshot.state(id));
@@ -329,6 +415,31 @@ impl Metrics {
             }
             self.networks.with_label_values(&[name, "matched"]).set(matched);
             self.networks.with_label_values(&[name, "unmatched"]).set(networks - matched);
+        }
+    }
+
+    fn observe_backends(&self, snapshot: &Snapshot, now: Timestamp) {
+        // Servers that are no longer configured are no longer shown.
+        for gauge in [&self.backend_up, &self.backend_in_flight, &self.backend_circuit] {
+            gauge.reset();
+        }
+        for upstream in &snapshot.upstreams {
+            let name = &*upstream.settings.name;
+            for server in &upstream.servers {
+                let labels = [name, &*server.label];
+                self.backend_up.with_label_values(&labels).set(i64::from(server.is_usable(now)));
+                self.backend_in_flight.with_label_values(&labels).set(i64::from(server.in_flight()));
+            }
+            let circuit = match upstream.state.breaker.phase() {
+                Phase::Closed => 0,
+                Phase::HalfOpen => 1,
+                Phase::Open => 2,
+            };
+            self.backend_circuit.with_label_values(&[name]).set(circuit);
+            if let Some(not_after) = upstream.tls.as_ref().and_then(|tls| tls.client_not_after) {
+                let not_after = not_after.unix_seconds() as f64;
+                self.certificate_not_after.with_label_values(&["backend", name]).set(not_after);
+            }
         }
     }
 }

@@ -69,7 +69,7 @@ impl Gateway {
     }
 
     fn build(&self, old: &Snapshot) -> Result<(Snapshot, Vec<Problem>), Vec<Problem>> {
-        let config = config::load(&self.origin.directory, &self.origin.overrides)?;
+        let config = config::load_with(&self.origin.directory, &self.origin.overrides, Snapshot::file_problems)?;
         let now = self.clock.now();
         let file = self.origin.directory.join("gateway.toml");
         let mut problems = immovable(&file.display().to_string(), &old.settings, &config.settings);
@@ -162,13 +162,15 @@ fn fingerprint_of(files: &[PathBuf]) -> u64 {
 /// What only a new process can change.
 fn immovable(file: &str, old: &Settings, new: &Settings) -> Vec<Problem> {
     let values = |settings: &Settings| {
-        let Settings { listen, metrics, directory, log, .. } = settings;
+        let Settings { listen, metrics, directory, log, sandbox, memory_max, .. } = settings;
         [
             ("listen.address", listen.address.to_string()),
             ("listen.workers", listen.workers.to_string()),
             ("metrics.address", metrics.address.to_string()),
             ("data.directory", directory.display().to_string()),
             ("log", format!("{log:?}")),
+            ("sandbox", format!("{sandbox:?}")),
+            ("pressure.memory_max", format!("{memory_max:?}")),
         ]
     };
     let pairs = values(old).into_iter().zip(values(new)).filter(|(old, new)| old != new);

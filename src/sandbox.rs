@@ -20,6 +20,7 @@ use seccompiler::{
 use crate::config::Config;
 use crate::config::problem::Problem;
 use crate::config::settings::{Confinement, Settings};
+use crate::pressure;
 
 /// What became of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,12 +109,11 @@ struct Grants {
 
 impl Grants {
     fn of(config: &Config, directory: &Path) -> Grants {
-        let Settings { listen, tls, metrics, directory: data, sandbox, .. } = &config.settings;
+        let Settings { listen, metrics, directory: data, sandbox, .. } = &config.settings;
         let mut grants = Grants::default();
         grants.read.insert(directory.to_owned());
-        let issuers = tls.issuers.iter().flat_map(|issuer| issuer.crls.iter().chain([&issuer.certificates]));
-        for file in issuers.chain([&tls.certificate, &tls.key, &config.settings.epoch_key()]) {
-            grants.read.extend(directories(file));
+        for file in config.settings.files().chain([config.settings.epoch_key()]) {
+            grants.read.extend(directories(&file));
         }
         let mut before = None;
         for (_, network) in config.policy.partners.iter().flat_map(|partner| partner.networks.iter()) {
@@ -122,6 +122,7 @@ impl Grants {
             }
         }
         grants.read.extend(sandbox.read.iter().cloned());
+        grants.read.extend(pressure::directories());
         grants.write.insert(data.clone());
         grants.listen = vec![listen.address.port(), metrics.address.port()];
         grants

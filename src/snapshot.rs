@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted_cert};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
@@ -25,6 +25,7 @@ use crate::policy::networks::{NetworkId, Networks, Union};
 use crate::policy::route::Place;
 use crate::policy::{PartnerId, Policy};
 use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer, sha256};
+use crate::proxy::upstream::Upstream;
 use crate::state::store::Ledger;
 use crate::state::{PartnerState, State};
 
@@ -33,6 +34,8 @@ use crate::state::{PartnerState, State};
 pub struct Snapshot {
     read: Read,
     pub trust: Arc<Trust>,
+    /// In the order of the settings' backends.
+    pub upstreams: Vec<Arc<Upstream>>,
     /// State of each partner, in the policy's order.
     pub states: Vec<Arc<PartnerState>>,
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
@@ -107,22 +110,28 @@ impl Snapshot {
     /// Reads the certificates and lists that the configuration names. Every mistake is returned at once.
     pub fn build(config: Config, state: &State) -> Result<Snapshot, Vec<Problem>> {
         let Config { settings, policy, cases, files, origin: _ } = config;
-        let (trust, own) = trust(&settings)?;
+        let material = Material::load(&settings, state)?;
         let lists: Vec<_> = policy.partners.iter().map(|partner| &partner.networks).collect();
         let union = Arc::new(Union::build(&lists));
-        let files = files.into_iter().chain(settings.tls.files()).collect();
+        let files = files.into_iter().chain(settings.files()).collect();
         let (settings, policy) = (Arc::new(settings), Arc::new(policy));
         let read = Read { generation: 1, settings, policy, cases: cases.into(), files, union };
-        Ok(Snapshot::assemble(read, trust, own, state))
+        Ok(Snapshot::assemble(read, material, state))
+    }
+
+    /// What is wrong with the files that these settings name, for a configuration that is refused in any case.
+    pub fn file_problems(settings: &Settings) -> Vec<Problem> {
+        Material::load(settings, &State::default()).err().unwrap_or_default()
     }
 
     /// The same configuration with its certificates, keys and lists read anew.
     pub fn renew(&self, state: &State) -> Result<Snapshot, Vec<Problem>> {
-        let (trust, own) = trust(&self.read.settings)?;
-        Ok(Snapshot::assemble(self.read.clone(), trust, own, state))
+        let material = Material::load(&self.read.settings, state)?;
+        Ok(Snapshot::assemble(self.read.clone(), material, state))
     }
 
-    fn assemble(read: Read, trust: Arc<Trust>, own: Own, state: &State) -> Snapshot {
+    fn assemble(read: Read, material: Material, state: &State) -> Snapshot {
+        let Material { trust, own, upstreams } = material;
         let policy = &read.policy;
         let states: Vec<_> = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
         let partners = policy.partners.iter().zip(&states);
@@ -133,6 +142,7 @@ impl Snapshot {
         Snapshot {
             read,
             trust,
+            upstreams,
             states,
             request_lines,
             last_match,
@@ -160,6 +170,14 @@ impl Snapshot {
                 expiry(list.file.to_string(), "issuer.crls", list.next_update, LIST_SOON);
             }
         }
+        for upstream in &self.upstreams {
+            if let (Some(tls), Some(settings)) = (&upstream.tls, &upstream.settings.tls) {
+                expiry(file(&settings.ca), "backend.tls.ca", tls.ca_not_after, CERTIFICATE_SOON);
+                if let (Some(not_after), Some(client)) = (tls.client_not_after, &settings.client) {
+                    expiry(file(&client.certificate), "backend.tls.certificate", not_after, CERTIFICATE_SOON);
+                }
+            }
+        }
         for host in &self.unnamed_hosts {
             let problem =
                 Problem::warning(file(&tls.certificate), "tls.certificate", "is not valid for a host of the listener");
@@ -172,7 +190,10 @@ impl Snapshot {
     /// Whether certificates, keys and lists are those of another snapshot.
     pub fn trusts_as(&self, other: &Snapshot) -> bool {
         let own = |snapshot: &Snapshot| snapshot.own_certificate;
-        self.trust.digest == other.trust.digest && own(self) == own(other)
+        let upstreams = self.upstreams.iter().zip(&other.upstreams);
+        self.trust.digest == other.trust.digest
+            && own(self) == own(other)
+            && upstreams.into_iter().all(|(mine, theirs)| mine.is_made_as(theirs))
     }
 
     /// As the successor of another.
@@ -219,30 +240,59 @@ impl Snapshot {
     }
 }
 
-/// The gateway's own key and whom it trusts, from the files that the settings name.
-fn trust(settings: &Settings) -> Result<(Arc<Trust>, Own), Vec<Problem>> {
-    let mut problems = Vec::new();
-    let own = certified_key(&settings.tls, &mut problems);
-    let issuers = settings.tls.issuers.iter();
-    let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
-    let address = settings.listen.address;
-    if !address.ip().is_loopback() {
-        let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
-        problems.extend(development.map(|issuer| {
-            let message = format!("the development CA is trusted, but the gateway listens on {address}");
-            let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
-            at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
-        }));
-    }
-    let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
+/// What comes from the files of certificates, keys and lists that the settings name.
+struct Material {
+    trust: Arc<Trust>,
+    own: Own,
+    upstreams: Vec<Arc<Upstream>>,
+}
 
-    let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
-    let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
-    let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let digest = digest(&issuers);
-    let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
-    Ok((Arc::new(trust), own))
+impl Material {
+    fn load(settings: &Settings, state: &State) -> Result<Material, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let own = certified_key(&settings.tls, &mut problems);
+        let issuers = settings.tls.issuers.iter();
+        let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
+        let backends = settings.backends.iter();
+        let upstreams = backends.filter_map(|backend| Upstream::build(backend, &state.backends, &mut problems));
+        let upstreams = upstreams.map(Arc::new).collect();
+        let address = settings.listen.address;
+        if !address.ip().is_loopback() {
+            let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
+            problems.extend(development.map(|issuer| {
+                let message = format!("the development CA is trusted, but the gateway listens on {address}");
+                let hint = "whoever has certs/dev can be any partner: name your own CA, or listen on 127.0.0.1";
+                at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
+            }));
+        }
+        problems.extend(shared_anchors(&settings.tls.issuers, &issuers));
+        let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
+
+        let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
+        let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
+        let hints = hints.map(rustls::DistinguishedName::in_sequence).collect();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let digest = digest(&issuers);
+        let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
+        Ok(Material { trust: Arc::new(trust), own, upstreams })
+    }
+}
+
+/// A CA stands under one issuer: whom its certificates name would otherwise hang on the order of the issuers.
+fn shared_anchors(settings: &[Issuer], issuers: &[TrustedIssuer]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (nth, issuer) in issuers.iter().enumerate() {
+        let shares = |other: &&TrustedIssuer| {
+            let key = |anchor: &TrustAnchor| (anchor.subject.to_vec(), anchor.subject_public_key_info.to_vec());
+            other.anchors.iter().any(|anchor| issuer.anchors.iter().any(|mine| key(mine) == key(anchor)))
+        };
+        let Some(other) = issuers[..nth].iter().find(shares) else { continue };
+        let Some(declared) = settings.iter().find(|declared| declared.name == issuer.name) else { continue };
+        let message = format!("holds a CA that issuer {} holds as well", other.name);
+        let problem = at(&declared.place, "issuer.certificates", &declared.certificates, message);
+        problems.push(problem.with_hint("name each CA under one issuer; several partners may refer to it"));
+    }
+    problems
 }
 
 /// Of everything by which a client's chain is judged.
@@ -259,15 +309,15 @@ fn digest(issuers: &[TrustedIssuer]) -> [u8; 32] {
 }
 
 fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
-    let chain = certificates(&tls.certificate, None, "tls.certificate", problems);
+    let chain = certificates(&tls.certificate, Some(&tls.place), "tls.certificate", problems);
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
         let hint = "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)";
-        problems.push(unreadable(&tls.key, None, "tls.key", &error, hint));
+        problems.push(unreadable(&tls.key, Some(&tls.place), "tls.key", &error, hint));
     });
     let (chain, key) = (chain?, key.ok()?);
     let Some((not_after, names)) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf)))) else {
         let hint = "it is the gateway's certificate in PEM, with those of its chain behind it";
-        problems.push(unreadable(&tls.certificate, None, "tls.certificate", &"not a certificate", hint));
+        problems.push(unreadable(&tls.certificate, Some(&tls.place), "tls.certificate", &"not a certificate", hint));
         return None;
     };
     let digest = sha256(&chain.iter().flat_map(|certificate| certificate.to_vec()).collect::<Vec<u8>>());
@@ -277,7 +327,7 @@ fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
             rustls::Error::InconsistentKeys(_) => "this certificate does not belong to tls.key".to_owned(),
             other => other.to_string(),
         };
-        let problem = Problem::error(tidy(&tls.certificate), "tls.certificate", message);
+        let problem = at(&tls.place, "tls.certificate", &tls.certificate, message);
         problems.push(problem.with_hint(format!("the key is {}", tidy(&tls.key))));
     });
     Some(Own { key: Arc::new(SingleCertAndKey::from(certified.ok()?)), not_after, names, digest })
@@ -321,7 +371,7 @@ fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<Truste
     })
 }
 
-fn certificates(
+pub(crate) fn certificates(
     path: &Path,
     place: Option<&Place>,
     key: &str,
@@ -388,14 +438,14 @@ fn revocation_list(path: &Path, der: &[u8]) -> Result<RevocationList, String> {
     })
 }
 
-fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
+pub(crate) fn validity_end(certificate: &CertificateDer) -> Option<Timestamp> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     u64::try_from(parsed.validity().not_after.timestamp()).ok().map(Timestamp::from_unix_seconds)
 }
 
 /// Whether a certificate is a CA's. webpki takes an anchor as it is: without this, the holder of a leaf that was put here
 /// by mistake could sign for any partner.
-fn may_sign(certificate: &CertificateDer) -> bool {
+pub(crate) fn may_sign(certificate: &CertificateDer) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let authority = matches!(parsed.basic_constraints(), Ok(Some(constraints)) if constraints.value.ca);
     let signs = match parsed.key_usage() {
@@ -432,16 +482,25 @@ fn is_development(issuer: &Issuer) -> bool {
 }
 
 /// A problem at the table that names a file.
-fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
+pub(crate) fn at(place: &Place, key: &str, path: &Path, message: String) -> Problem {
     Problem::error(&*place.file, key, message).at_line(place.line as usize).with_value(tidy(path))
 }
 
-fn unreadable(path: &Path, place: Option<&Place>, key: &str, why: &dyn std::fmt::Display, hint: &str) -> Problem {
+pub(crate) fn unreadable(
+    path: &Path,
+    place: Option<&Place>,
+    key: &str,
+    why: &dyn std::fmt::Display,
+    hint: &str,
+) -> Problem {
     let message = format!("cannot be read: {why}");
     let problem = match place {
         Some(place) => at(place, key, path, message),
         None => Problem::error(tidy(path), key, message),
     };
+    if tidy(path).contains("certs/dev/") && !path.exists() {
+        return problem.with_hint("`dwarpal pki dev` makes the development certificates");
+    }
     problem.with_hint(hint)
 }
 

@@ -87,6 +87,11 @@ pub fn run(arguments: Arguments) -> u8 {
 
 fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("it is \"NAME: VALUE\"")?;
+    match name.trim().to_ascii_lowercase().as_str() {
+        "host" => return Err("the host is --host".to_owned()),
+        "content-length" | "transfer-encoding" => return Err("the body's length is that of --body".to_owned()),
+        _ => {}
+    }
     Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 

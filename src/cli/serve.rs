@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Gateway, Running, StartError};
 use crate::sandbox::{self, Sandbox};
+use crate::snapshot::Snapshot;
 use crate::{log, service};
 
 #[derive(Args)]
@@ -24,7 +25,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> u8 {
-    let config = match config::load(&arguments.config, &arguments.overrides.overrides()) {
+    let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
     };
@@ -56,7 +57,7 @@ fn raise_open_files(connections_max: usize) {
     let allowed = rlimit::increase_nofile_limit(rlimit::INFINITY).unwrap_or_default();
     let wanted = 2 * connections_max as u64 + 64;
     if allowed < wanted {
-        tracing::warn!(allowed, wanted, "too few open files for connections_max; accepting will fail first");
+        tracing::warn!(allowed, wanted, "too few open files for connections_max; new connections are shed before");
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::network_file::parse_cidr;
-use super::reader::Reader;
+use super::reader::{Reader, parse_bytes};
 use super::settings::*;
 use crate::policy::fields::is_reserved;
 use crate::policy::networks::is_wide;
@@ -40,26 +40,30 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let http = root.want_table("http", http);
     let metrics = root.table("metrics", metrics);
     let log = root.want_table("log", log);
+    let memory_max = root.want_table("pressure", memory_max);
     let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
-    let directory = root.table("data", |table| data(table, directory));
+    let data = root.table("data", |table| data(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
-    let backends = root.tables("backend", backend);
+    let backends = root.tables("backend", |table| backend(table, directory));
     unique(root, "backend", backends.iter().map(|backend| &backend.name));
     let backend_names = root.declared("backend");
     let routes = root.tables("route", |table| route(table, &backends, &backend_names));
     let hosts = listen.as_ref().map(|(_, hosts)| hosts.clone()).unwrap_or_default();
+    // A table that could not be read stands in its default here, so that what the others name is looked at as well; the
+    // configuration is refused for it.
     let settings = || {
         Some(Settings {
             listen: listen?.0,
             tls: Tls { issuers: issuers.clone(), ..tls? },
-            http: http?.unwrap_or_else(default_http),
+            http: http.flatten().unwrap_or_else(default_http),
             metrics: metrics?,
-            log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
-            sandbox: sandbox?.unwrap_or_else(default_sandbox),
-            directory: directory?,
+            log: log.flatten().unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
+            sandbox: sandbox.flatten().unwrap_or_else(default_sandbox),
+            memory_max: memory_max.flatten().flatten(),
+            directory: data?,
             backends,
-            limiter_entries_max: entries_max?.unwrap_or(ENTRIES_MAX) as usize,
+            limiter_entries_max: entries_max.flatten().unwrap_or(ENTRIES_MAX) as usize,
         })
     };
     let (issuer_names, route_names) = (root.declared("issuer"), root.declared("route"));
@@ -142,13 +146,16 @@ fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
     });
     let timeout = table.duration("handshake_timeout", SECOND..=60 * SECOND, 5 * SECOND);
     let handshakes_max = table.integer("handshakes_max", 1..=1_000_000, Some(512));
+    let handshakes_per_source_max = table.integer("handshakes_per_source_max", 1..=1_000_000, Some(64));
     Some(Tls {
         certificate: certificate?,
         key: key?,
         tls12: version?.unwrap_or(false),
         handshake_timeout: timeout?,
         handshakes_max: handshakes_max? as usize,
+        handshakes_per_source_max: handshakes_per_source_max? as usize,
         issuers: Vec::new(),
+        place: table.place(),
     })
 }
 
@@ -255,6 +262,21 @@ fn log(table: &Reader) -> Option<Log> {
     Some(Log { format: format?.unwrap_or(LogFormat::Json), level: level?.unwrap_or(LogLevel::Info) })
 }
 
+/// Absent where only the control group's limit counts.
+fn memory_max(table: &Reader) -> Option<Option<u64>> {
+    let wanted = table.want("memory_max", |text| match text {
+        "cgroup" => Ok(None),
+        _ => match parse_bytes(text) {
+            Some(bytes @ MEMORY_BYTES_MIN..) => Ok(Some(bytes)),
+            _ => Err("it is \"cgroup\", or a size of at least 16MiB such as \"512MiB\"".to_owned()),
+        },
+    });
+    wanted.map(Option::flatten)
+}
+
+/// Less than what an idle gateway needs.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
 fn default_sandbox() -> Sandbox {
     Sandbox { landlock: Confinement::On, seccomp: Confinement::On, read: Vec::new() }
 }
@@ -276,23 +298,113 @@ fn sandbox(table: &Reader, directory: &Path) -> Option<Sandbox> {
     })
 }
 
-fn backend(table: &Reader) -> Option<Backend> {
+fn backend(table: &Reader, directory: &Path) -> Option<Backend> {
     let name = table.need("name", name);
-    let address = table.need("address", address);
+    let servers = servers(table);
     let host = table.need("host", host);
+    let protocol = table.want("protocol", |text| match text {
+        "http/1.1" => Ok(Protocol::Http1),
+        "h2" => Ok(Protocol::Http2),
+        _ => Err("it is \"http/1.1\" or \"h2\"".to_owned()),
+    });
+    let tls = table.want_table("tls", |table| backend_tls(table, directory));
     let connections_max = table.integer("connections_max", 1..=100_000, Some(256));
+    let pending_max = table.integer("pending_max", 0..=1_000_000, Some(1_024));
     let connect_timeout = table.duration("connect_timeout", Duration::from_millis(1)..=60 * SECOND, SECOND);
     let answer_timeout = table.duration("answer_timeout", Duration::from_millis(1)..=3600 * SECOND, 10 * SECOND);
     let idle_timeout = table.duration("idle_timeout", Duration::from_millis(1)..=3600 * SECOND, 30 * SECOND);
+    let health = table.want_table("health", health);
+    let eject_after = table.integer("eject_after", 1..=1_000_000, Some(5));
+    let eject_for = table.duration("eject_for", Duration::from_millis(1)..=DAY, 10 * SECOND);
+    let eject_percent_max = table.integer("eject_percent_max", 0..=100, Some(50));
+    let slow_start = table.duration("slow_start", Duration::ZERO..=DAY, Duration::ZERO);
+    let circuit = table.want_table("circuit", circuit);
+    let ejection = Ejection { after: eject_after? as u32, time: eject_for?, percent_max: eject_percent_max? as u32 };
     Some(Backend {
         name: name?.into(),
-        address: address?,
+        servers: servers?,
         host: host?,
+        protocol: protocol?.unwrap_or(Protocol::Http1),
+        tls: tls?,
         connections_max: connections_max? as usize,
+        pending_max: pending_max? as usize,
         connect_timeout: connect_timeout?,
         answer_timeout: answer_timeout?,
         idle_timeout: idle_timeout?,
+        health: health?,
+        ejection,
+        slow_start: slow_start?,
+        circuit: circuit?,
         place: table.place(),
+    })
+}
+
+/// `servers`, or `address` where there is only one.
+fn servers(table: &Reader) -> Option<Vec<SocketAddr>> {
+    if !table.has("servers") {
+        return table.need("address", address).map(|address| vec![address]);
+    }
+    if table.has("address") {
+        table.problem("address", "servers are listed too", "remove one of the two");
+        return None;
+    }
+    let servers = table.texts("servers", address)?;
+    let twice = servers.iter().enumerate().any(|(at, server)| servers[..at].contains(server));
+    if servers.is_empty() {
+        table.problem("servers", "no server: nothing could be asked", "list each as \"10.0.0.1:9001\"");
+    } else if twice {
+        table.problem("servers", "the same server twice", "list each once");
+    }
+    (!servers.is_empty() && !twice).then_some(servers)
+}
+
+fn backend_tls(table: &Reader, directory: &Path) -> Option<BackendTls> {
+    let ca = path(table, "ca", directory);
+    let name = table.need("name", host);
+    let client = if table.has("certificate") || table.has("key") {
+        let (certificate, key) = (path(table, "certificate", directory), path(table, "key", directory));
+        certificate.zip(key).map(|(certificate, key)| Some(ClientCertificate { certificate, key }))
+    } else {
+        Some(None)
+    };
+    Some(BackendTls { ca: ca?, name: name?, client: client? })
+}
+
+fn health(table: &Reader) -> Option<Health> {
+    let path = table.need("path", |text| {
+        let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        if fits { Ok(text.to_owned()) } else { Err("it is a path such as \"/health\"".to_owned()) }
+    });
+    let interval = table.duration("interval", Duration::from_millis(50)..=3600 * SECOND, 5 * SECOND);
+    let timeout = table.duration("timeout", Duration::from_millis(1)..=60 * SECOND, 2 * SECOND);
+    let healthy_after = table.integer("healthy_after", 1..=1_000, Some(2));
+    let unhealthy_after = table.integer("unhealthy_after", 1..=1_000, Some(3));
+    let status = table.integer("status", 200..=599, Some(200));
+    let (interval, timeout) = (interval?, timeout?);
+    if timeout > interval {
+        table.problem("timeout", "longer than interval", "a check has to be over before the next begins");
+        return None;
+    }
+    Some(Health {
+        path: path?,
+        interval,
+        timeout,
+        healthy_after: healthy_after? as u32,
+        unhealthy_after: unhealthy_after? as u32,
+        status: status? as u16,
+    })
+}
+
+fn circuit(table: &Reader) -> Option<Circuit> {
+    let failure_percent = table.integer("failure_percent", 1..=100, Some(50));
+    let requests_min = table.integer("requests_min", 1..=1_000_000, Some(20));
+    let window = table.duration("window", Duration::from_millis(10)..=DAY, 10 * SECOND);
+    let open_for = table.duration("open_for", Duration::from_millis(10)..=DAY, 5 * SECOND);
+    Some(Circuit {
+        failure_percent: failure_percent? as u32,
+        requests_min: requests_min? as u32,
+        window: window?,
+        open_time: open_for?,
     })
 }
 

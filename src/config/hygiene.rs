@@ -9,7 +9,7 @@ use super::problem::Problem;
 use super::settings::{Revocation, Settings};
 use crate::clock::Timestamp;
 use crate::policy::networks::{address_count, is_wide, overlaps};
-use crate::policy::route::RouteKind;
+use crate::policy::route::{RouteId, RouteKind};
 
 /// An entry that expires within this time is worth a warning.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
@@ -50,6 +50,16 @@ pub fn warnings(config: &Config, now: Timestamp) -> Vec<Problem> {
                 Problem::warning(&*route.place.file, "route.hosts", "not one of listen.hosts, so never asked for");
             found.push(problem.at_line(route.place.line as usize).with_value(host));
         }
+        for lookup in config.policy.router.beside(RouteId(at as u16)) {
+            let lookup = config.policy.route(*lookup);
+            let message =
+                format!("covers paths that a lenient backend may take for {} ({})", lookup.name, lookup.place);
+            let problem = Problem::warning(&*route.place.file, "route.path", message);
+            let problem = problem.at_line(route.place.line as usize).with_value(route.pattern.to_string());
+            found.push(
+                problem.with_hint("such paths are refused; write narrower patterns, so that none looks like it passes"),
+            );
+        }
         let unsafe_query = matches!(&route.kind, RouteKind::Lookup(lookup)
             if matches!(lookup.subject, crate::policy::route::Location::Query(_)));
         if unsafe_query {
@@ -68,10 +78,10 @@ fn networks(partner: &crate::policy::Partner, now: Timestamp, found: &mut Vec<Pr
     let mut shown = 0;
     for (_, network) in partner.networks.iter() {
         let (key, message) = match network.note.expires {
-            Some(expires) if expires <= now => ("expires", format!("expired at {expires}")),
-            Some(expires) if expires <= now.plus(SOON) => ("expires", format!("expires at {expires}")),
+            Some(expires) if expires <= now => ("cidr", format!("expired at {expires}")),
+            Some(expires) if expires <= now.plus(SOON) => ("cidr", format!("expires at {expires}")),
             None if network.note.expires.is_none() && !is_wide(&network.cidr) => continue,
-            None => ("wide", format!("{} addresses, and it never expires", address_count(&network.cidr))),
+            None => ("cidr", format!("{} addresses, and it never expires", address_count(&network.cidr))),
             Some(_) => continue,
         };
         shown += 1;
@@ -117,8 +127,19 @@ fn settings(settings: &Settings, found: &mut Vec<Problem>) {
             found.push(problem.at_line(issuer.place.line as usize).with_value(&*issuer.name).with_hint(hint));
         }
     }
+    for backend in &settings.backends {
+        let open = backend.servers.iter().find(|server| !server.ip().is_loopback());
+        if let (None, Some(server)) = (&backend.tls, open) {
+            let problem =
+                Problem::warning(&*backend.place.file, "backend.servers", "is sent plain text over a network");
+            let hint = "people's identifiers can be read on the way: add [backend.tls]";
+            found.push(problem.at_line(backend.place.line as usize).with_value(server.to_string()).with_hint(hint));
+        }
+    }
     let epoch_key = settings.epoch_key();
-    for (key, path) in [("tls.key", settings.tls.key.as_path()), ("data.directory", &epoch_key)] {
+    let own = [("tls.key", settings.tls.key.as_path()), ("data.directory", &epoch_key)];
+    let clients = settings.backends.iter().filter_map(|backend| backend.tls.as_ref()?.client.as_ref());
+    for (key, path) in own.into_iter().chain(clients.map(|client| ("backend.tls.key", client.key.as_path()))) {
         if let Some(mode) = exposed(path) {
             let message = format!("readable by others (mode {mode:04o})");
             let hint = format!("chmod 600 {}", path.display());

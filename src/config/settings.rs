@@ -17,6 +17,8 @@ pub struct Settings {
     pub metrics: Metrics,
     pub log: Log,
     pub sandbox: Sandbox,
+    /// Resident memory near which new connections are shed, beside the limit of the control group.
+    pub memory_max: Option<u64>,
     /// Where everything is kept that outlives the process.
     pub directory: PathBuf,
     pub backends: Vec<Backend>,
@@ -53,7 +55,9 @@ pub struct Tls {
     pub tls12: bool,
     pub handshake_timeout: Duration,
     pub handshakes_max: usize,
+    pub handshakes_per_source_max: usize,
     pub issuers: Vec<Issuer>,
+    pub place: Place,
 }
 
 /// A named set of trust anchors with their revocation lists.
@@ -145,23 +149,103 @@ pub enum LogLevel {
     Debug,
 }
 
+/// One service behind the gateway: servers that are asked for the same.
 #[derive(Clone, Debug)]
 pub struct Backend {
     pub name: Arc<str>,
-    pub address: SocketAddr,
+    /// At least one.
+    pub servers: Vec<SocketAddr>,
     /// What the backend sees as `Host`.
     pub host: String,
-    /// Connections of one worker.
+    pub protocol: Protocol,
+    /// `None` is plain text.
+    pub tls: Option<BackendTls>,
+    /// Connections of one worker to one server; of HTTP/2, requests at the same time.
     pub connections_max: usize,
+    /// Requests of one worker that may wait for such a place; the next is refused at once.
+    pub pending_max: usize,
+    /// For TCP and TLS together.
     pub connect_timeout: Duration,
     /// From the last byte of the request to the head of the answer.
     pub answer_timeout: Duration,
     /// How long an idle connection is kept for the next request.
     pub idle_timeout: Duration,
+    /// `None` asks no server how it is: it is taken for well until requests fail.
+    pub health: Option<Health>,
+    pub ejection: Ejection,
+    /// How long a server that came back gets less than its share. Zero is its whole share at once.
+    pub slow_start: Duration,
+    /// `None` never refuses a request before it was tried.
+    pub circuit: Option<Circuit>,
     pub place: Place,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    /// With prior knowledge in plain text, by ALPN over TLS; nothing else is spoken then.
+    Http2,
+}
+
+/// TLS to the servers of a backend.
+#[derive(Clone, Debug)]
+pub struct BackendTls {
+    /// The only CAs that may vouch for a server, PEM.
+    pub ca: PathBuf,
+    /// What a server's certificate has to be valid for, and what is sent as SNI.
+    pub name: String,
+    /// The gateway's own certificate and key towards the servers, PEM.
+    pub client: Option<ClientCertificate>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Active health checks: a GET now and then.
+#[derive(Clone, Debug)]
+pub struct Health {
+    pub path: String,
+    pub interval: Duration,
+    /// Of one check; at most `interval`.
+    pub timeout: Duration,
+    /// Checks in a row that bring a server back, and that take it out.
+    pub healthy_after: u32,
+    pub unhealthy_after: u32,
+    /// The only status that is well.
+    pub status: u16,
+}
+
+/// When a server whose requests fail is left alone for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures in a row.
+    pub after: u32,
+    pub time: Duration,
+    /// Of a backend's servers, out at the same time.
+    pub percent_max: u32,
+}
+
+/// When a backend is left alone for a while, and its requests are refused at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circuit {
+    /// Of the requests in a window, which begins with a failure.
+    pub failure_percent: u32,
+    pub requests_min: u32,
+    pub window: Duration,
+    pub open_time: Duration,
+}
+
 impl Settings {
+    /// Every file of certificates, keys and lists.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.tls
+            .files()
+            .chain(self.backends.iter().filter_map(|backend| backend.tls.as_ref()).flat_map(BackendTls::files))
+    }
+
     /// Where limits, last matches and freezes are kept.
     pub fn state_directory(&self) -> PathBuf {
         self.directory.join("state")
@@ -190,6 +274,14 @@ impl ProxyProtocol {
     /// Whether this address has to say for whom it connects.
     pub fn expects(&self, peer: IpAddr) -> bool {
         self.from.iter().any(|network| network.contains(&peer))
+    }
+}
+
+impl BackendTls {
+    /// Every file that is read to speak with its servers.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let client = self.client.iter().flat_map(|client| [&client.certificate, &client.key]);
+        client.chain([&self.ca]).cloned()
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::gateway::Gateway;
+use crate::proxy::upstream::health;
 use crate::service;
 
 /// Scrapers and balancers at the same time; more wait.
@@ -31,6 +32,8 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
             async move { gateway.sweep().await }
         });
         tokio::spawn(service::watchdog(gateway.clone()));
+        tokio::spawn(look_around(gateway.clone()));
+        tokio::spawn(health::watch(gateway.clone()));
         tokio::select! {
             () = serve(listener, &gateway) => {}
             () = gateway.drained() => {}
@@ -38,6 +41,34 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
         Ok(())
     })
 }
+
+/// What time is it, and what is short? Ends with the gateway.
+async fn look_around(gateway: Arc<Gateway>) {
+    let mut set_back = false;
+    loop {
+        let (forward, ahead) = (gateway.clock.follow(), gateway.clock.ahead());
+        if forward > STEP {
+            tracing::warn!(seconds = forward.as_secs(), "the system's clock went forward, and the gateway's with it");
+        }
+        if ahead > STEP && !set_back {
+            tracing::warn!(
+                seconds = ahead.as_secs(),
+                "the system's clock was set back; the gateway's goes on from where it was"
+            );
+        }
+        set_back = ahead > STEP;
+        gateway.metrics.clock_ahead(ahead);
+        gateway.pressure.look(gateway.load.open());
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = gateway.drained() => return,
+        }
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// More than a clock is slewed by in a second: somebody set it.
+const STEP: Duration = Duration::from_secs(5);
 
 async fn serve(listener: TcpListener, gateway: &Arc<Gateway>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -71,7 +102,8 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
     }
     match request.uri().path() {
         "/metrics" => {
-            let rendered = gateway.metrics.render(&gateway.snapshot(), gateway.load.open());
+            let (open, now) = (gateway.load.open(), gateway.clock.now());
+            let rendered = gateway.metrics.render(&gateway.snapshot(), open, &gateway.pressure, now);
             let mut response = text(StatusCode::OK, rendered.into());
             let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, format);

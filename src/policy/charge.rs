@@ -29,6 +29,15 @@ impl std::fmt::Display for Rate {
     }
 }
 
+/// Whom an address stands for where each source has a limit of its own: itself, and of IPv6 its /64. Nobody has less than
+/// that, and so nobody gets more by using all of it.
+pub fn site(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+    }
+}
+
 /// The first 16 bytes of a subject's token: enough to tell people apart, half the memory.
 pub type SubjectKey = [u8; 16];
 

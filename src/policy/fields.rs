@@ -35,7 +35,16 @@ pub fn is_reserved(name: &str) -> bool {
 /// have it removed on the way (CVE-2024-45410).
 pub fn is_relied_on(name: &str) -> bool {
     is_identity(name)
-        || matches!(name, "host" | "content-length" | "content-type" | "content-encoding" | "expect" | "authorization")
+        || matches!(
+            name,
+            "host"
+                | "content-length"
+                | "transfer-encoding"
+                | "content-type"
+                | "content-encoding"
+                | "expect"
+                | "authorization"
+        )
 }
 
 pub fn is_hop_by_hop(name: &str) -> bool {

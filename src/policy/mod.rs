@@ -205,7 +205,7 @@ impl Policy {
         plan.trail.push(Note::Identified { partner: id, identity });
         let limits = &partner.limits;
         // All that a stolen certificate can use up from elsewhere: the partner's own rate stays the partner's.
-        plan.charges[0] = Some(Charge::SourceRate(sender.source, limits.source));
+        plan.charges[0] = Some(Charge::SourceRate(charge::site(sender.source), limits.source));
         plan.shadow = limits.shadow;
 
         let (network, shadow) = admit::admit(partner, sender.standing, sender.source, sender.now)?;

@@ -8,8 +8,8 @@ pub struct CanonicalPath<'a>(Cow<'a, str>);
 
 impl<'a> CanonicalPath<'a> {
     /// Reads the path part of a request target. `None` where two parsers could disagree about it: escaped `/`, `\`,
-    /// `;`, `%`, NUL or control bytes, dot segments (also escaped), empty segments, stray bytes. Escapes of unreserved
-    /// bytes are undone and hex digits made upper case (RFC 3986 section 6.2.2), so that one resource has one name.
+    /// `;`, `%`, NUL or control bytes, dot segments (also escaped), empty segments, stray bytes, escapes that are no
+    /// UTF-8. Escapes of unreserved bytes are undone and hex digits made upper case (RFC 3986 section 6.2.2), so that one resource has one name.
     pub fn parse(path: &'a str) -> Option<CanonicalPath<'a>> {
         if !path.starts_with('/') {
             return None;
@@ -48,6 +48,7 @@ const fn is_unreserved(byte: u8) -> bool {
 
 fn unescape(path: &str) -> Option<String> {
     let mut canonical = String::with_capacity(path.len());
+    let mut meant = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
         if byte != b'%' {
@@ -55,18 +56,21 @@ fn unescape(path: &str) -> Option<String> {
                 return None;
             }
             canonical.push(char::from(byte));
+            meant.push(byte);
             continue;
         }
         let high = char::from(bytes.next()?).to_digit(16)?;
         let low = char::from(bytes.next()?).to_digit(16)?;
         let decoded = (high * 16 + low) as u8;
+        meant.push(decoded);
         match decoded {
             _ if is_unreserved(decoded) => canonical.push(char::from(decoded)),
             b'/' | b'\\' | b';' | b'%' | 0..=0x1f | 0x7f => return None,
             _ => canonical.push_str(&format!("%{decoded:02X}")),
         }
     }
-    Some(canonical)
+    // A lenient decoder makes `/` of the overlong `%c0%af`, and something of every other byte that is no UTF-8.
+    std::str::from_utf8(&meant).is_ok().then_some(canonical)
 }
 
 #[cfg(test)]
@@ -112,6 +116,14 @@ mod tests {
             ("/v1 x", None),
             ("/v1\"x", None),
             ("/vé", None),
+            ("/%ef%bc%8f", Some("/%EF%BC%8F")),
+            ("/%c0%af", None),
+            ("/%e0%80%af", None),
+            ("/%c0%ae%c0%ae", None),
+            ("/%ff", None),
+            ("/%c3", None),
+            ("/%c3/%a9", None),
+            ("/%ed%a0%80", None),
         ] {
             assert_eq!(CanonicalPath::parse(path).as_ref().map(CanonicalPath::as_str), canonical, "{path}");
         }

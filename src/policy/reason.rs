@@ -70,7 +70,9 @@ pub enum Reason {
     ActorInvalid,
     // forward and disclose
     BackendBusy,
+    BackendCircuitOpen,
     BackendUnreachable,
+    BackendTls,
     BackendConnectTimeout,
     BackendTimeout,
     BackendProtocol,
@@ -176,7 +178,9 @@ impl Reason {
             ActorInvalid          => row("actor-invalid", "actor-invalid", 400, "the actor is not an opaque id of 1 to 64 letters, digits and . _ @ -, or looks like a person's identifier", No, BAD),
 
             BackendBusy           => row("backend-busy", "unavailable", 503, "the service behind the gateway is busy", Later, "connection_limit_reached"),
+            BackendCircuitOpen    => row("backend-circuit-open", "unavailable", 503, "the service behind the gateway is busy", Later, "destination_unavailable"),
             BackendUnreachable    => row("backend-unreachable", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "destination_unavailable"),
+            BackendTls            => row("backend-tls", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "tls_protocol_error"),
             BackendConnectTimeout => row("backend-connect-timeout", "backend-timeout", 504, "the service behind the gateway did not answer in time", Later, "connection_timeout"),
             BackendTimeout        => row("backend-timeout", "backend-timeout", 504, "the service behind the gateway did not answer in time", Later, "http_response_timeout"),
             BackendProtocol       => row("backend-protocol", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "http_protocol_error"),
@@ -211,7 +215,7 @@ impl Reason {
             ParameterUndeclared, ParameterDuplicate, ParameterMissing, ParameterInvalid,
             IdentifierMissing, IdentifierFormat, IdentifierPrefix, IdentifierCheckDigit, IdentifierPalindrome, IdentifierMasked, IdentifierUndeclared,
             PurposeMissing, PurposeNotGranted, ActorMissing, ActorInvalid,
-            BackendBusy, BackendUnreachable, BackendConnectTimeout, BackendTimeout, BackendProtocol, BackendError, BackendTooLarge, BackendIncomplete, NoMatch,
+            BackendBusy, BackendCircuitOpen, BackendUnreachable, BackendTls, BackendConnectTimeout, BackendTimeout, BackendProtocol, BackendError, BackendTooLarge, BackendIncomplete, NoMatch,
             Internal,
         ]
     };

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use percent_encoding::percent_decode_str;
+
 /// Index of a route in its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteId(pub u16);
@@ -31,6 +33,13 @@ pub struct Route {
 pub struct Place {
     pub file: Arc<str>,
     pub line: u32,
+}
+
+impl Place {
+    /// For comparing what stands at two places.
+    pub fn nowhere(&self) -> Place {
+        Place { file: "".into(), line: 0 }
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -178,6 +187,37 @@ impl Pattern {
         wanted.next().is_none().then_some(captures)
     }
 
+    /// Whether a lenient backend could take a path for one of this pattern's: in other case, with slashes at the end, or,
+    /// where `deeper`, with more segments.
+    fn is_taken_for(&self, path: &CanonicalPath, deeper: bool) -> bool {
+        let fold = |text: &str| percent_decode_str(text).decode_utf8_lossy().to_lowercase();
+        let segments: Vec<&str> = path.segments().collect();
+        let length = segments.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1);
+        let mut segments = segments[..length].iter();
+        for wanted in &self.segments {
+            let Some(segment) = segments.next() else { return false };
+            match wanted {
+                Segment::Rest => return true,
+                // What a backend makes of other scripts' capitals is its own affair: they count as equal.
+                Segment::Exact(exact) if fold(segment).is_ascii() && fold(exact) != fold(segment) => return false,
+                Segment::Exact(_) | Segment::Capture(_) => {}
+            }
+        }
+        deeper || segments.next().is_none()
+    }
+
+    /// Whether some path may match both, or be taken for one of the other's.
+    fn may_cover(&self, other: &Pattern) -> bool {
+        let pairs = self.segments.iter().zip(&other.segments);
+        let agree = pairs.take_while(|(mine, theirs)| **mine != Segment::Rest && **theirs != Segment::Rest).all(
+            |(mine, theirs)| match (mine, theirs) {
+                (Segment::Exact(mine), Segment::Exact(theirs)) => mine.eq_ignore_ascii_case(theirs) || !mine.is_ascii(),
+                _ => true,
+            },
+        );
+        agree && (self.is_open() || other.is_open() || self.segments.len() == other.segments.len())
+    }
+
     fn literal(&self) -> Option<String> {
         let mut path = String::new();
         for segment in &self.segments {
@@ -217,6 +257,8 @@ pub struct Router {
     exact: HashMap<String, Vec<RouteId>>,
     /// Most specific first.
     patterns: Vec<RouteId>,
+    /// For each pass route, the lookup routes of the same backend whose paths it may cover.
+    beside: Vec<Vec<RouteId>>,
 }
 
 impl Router {
@@ -241,6 +283,7 @@ impl Router {
             }
         }
         router.patterns.sort_by_cached_key(|id| routes[usize::from(id.0)].pattern.shape());
+        router.beside = routes.iter().map(|route| lookups_beside(route, routes)).collect();
         if rivals.is_empty() { Ok(router) } else { Err(rivals) }
     }
 
@@ -258,14 +301,41 @@ impl Router {
                 && (route.hosts.is_empty() || route.hosts.iter().any(|declared| declared == host))
         };
         let exact = self.exact.get(path.as_str()).into_iter().flatten().copied().find(|id| answers(*id));
-        if let Some(id) = exact {
-            return Some((id, Captures::new()));
-        }
-        self.patterns.iter().copied().filter(|id| answers(*id)).find_map(|id| {
-            let captures = routes[usize::from(id.0)].pattern.matches(path)?;
-            Some((id, captures))
-        })
+        let found = exact.map(|id| (id, Captures::new())).or_else(|| {
+            self.patterns.iter().copied().filter(|id| answers(*id)).find_map(|id| {
+                let captures = routes[usize::from(id.0)].pattern.matches(path)?;
+                Some((id, captures))
+            })
+        });
+        found.filter(|(id, _)| !self.is_lookup_in_disguise(routes, *id, path))
     }
+
+    /// Whether a path that is passed through might be a lookup to the backend, which would look somebody up uncounted.
+    fn is_lookup_in_disguise(&self, routes: &[Route], id: RouteId, path: &CanonicalPath) -> bool {
+        let deeper = routes[usize::from(id.0)].pattern.is_open();
+        self.beside[usize::from(id.0)]
+            .iter()
+            .any(|lookup| routes[usize::from(lookup.0)].pattern.is_taken_for(path, deeper))
+    }
+
+    /// The lookup routes that a pass route may cover; `check` says so.
+    pub fn beside(&self, id: RouteId) -> &[RouteId] {
+        &self.beside[usize::from(id.0)]
+    }
+}
+
+/// A pass route that is written like the lookup route, but for the method, is no disguise: somebody declared it.
+fn lookups_beside(route: &Route, routes: &[Route]) -> Vec<RouteId> {
+    if let RouteKind::Lookup(_) = route.kind {
+        return Vec::new();
+    }
+    let others = routes.iter().enumerate().filter(|(_, other)| {
+        matches!(other.kind, RouteKind::Lookup(_))
+            && other.backend == route.backend
+            && other.pattern.shape() != route.pattern.shape()
+            && route.pattern.may_cover(&other.pattern)
+    });
+    others.map(|(at, _)| RouteId(at as u16)).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::headers::DECISION_ID;
-use super::paced::{Fault, Paced};
+use super::paced::{Fault, Paced, Unread};
 use super::upstream::Lease;
 use crate::gateway::Gateway;
 use crate::policy::Denial;
@@ -31,8 +31,18 @@ pub struct Remains(Weak<RefCell<Slot>>);
 
 enum Slot {
     Empty,
-    Whole { bytes: Bytes, held: Option<Held> },
-    Streamed { paced: Paced, lease: Option<Lease>, held: Held },
+    Whole {
+        bytes: Bytes,
+        held: Option<Held>,
+        unread: Option<Unread>,
+    },
+    /// All was sent; the request's own body is still coming.
+    Ending(Unread),
+    Streamed {
+        paced: Paced,
+        lease: Option<Box<Lease>>,
+        held: Held,
+    },
     Expired,
 }
 
@@ -58,8 +68,13 @@ impl Body {
         if let Some(held) = &mut held {
             held.complete = bytes.is_empty();
         }
-        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, held } };
+        let slot = if bytes.is_empty() { Slot::Empty } else { Slot::Whole { bytes, held, unread: None } };
         Body(Rc::new(RefCell::new(slot)))
+    }
+
+    /// A refusal, whose request may not be over.
+    fn refusal(bytes: Bytes, unread: Unread) -> Body {
+        Body(Rc::new(RefCell::new(Slot::Whole { bytes, held: None, unread: Some(unread) })))
     }
 
     /// The backend connection is given back when the body was read to its end.
@@ -69,7 +84,7 @@ impl Body {
             lease.give_back();
             return Body::empty();
         }
-        Body(Rc::new(RefCell::new(Slot::Streamed { paced, lease: Some(lease), held })))
+        Body(Rc::new(RefCell::new(Slot::Streamed { paced, lease: Some(Box::new(lease)), held })))
     }
 
     pub fn remains(&self) -> Remains {
@@ -121,13 +136,24 @@ impl hyper::body::Body for Body {
         match &mut *slot {
             Slot::Empty => Poll::Ready(None),
             Slot::Expired => Poll::Ready(Some(Err(Fault::TooSlow))),
-            Slot::Whole { bytes, held } => {
+            Slot::Ending(unread) => {
+                std::task::ready!(unread.poll_drained(cx));
+                *slot = Slot::Empty;
+                Poll::Ready(None)
+            }
+            Slot::Whole { bytes, held, unread } => {
+                if let Some(unread) = unread.as_mut().filter(|unread| !unread.ends_late()) {
+                    std::task::ready!(unread.poll_drained(cx));
+                }
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
                 if bytes.is_empty() {
                     if let Some(held) = held {
                         held.complete = true;
                     }
-                    *slot = Slot::Empty;
+                    *slot = match unread.take() {
+                        Some(unread) if unread.ends_late() => Slot::Ending(unread),
+                        _ => Slot::Empty,
+                    };
                 }
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
@@ -143,6 +169,9 @@ impl hyper::body::Body for Body {
                 match piece {
                     Some(Ok(piece)) => Poll::Ready(Some(Ok(Frame::data(piece)))),
                     Some(Err(fault)) => {
+                        if let (Some(lease), Fault::Broken(_)) = (lease, &fault) {
+                            lease.fail(Reason::BackendIncomplete);
+                        }
                         held.cut(fault.code());
                         *slot = Slot::Expired;
                         Poll::Ready(Some(Err(fault)))
@@ -163,7 +192,7 @@ impl hyper::body::Body for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &*self.0.borrow() {
-            Slot::Empty => SizeHint::with_exact(0),
+            Slot::Empty | Slot::Ending(_) => SizeHint::with_exact(0),
             Slot::Expired => SizeHint::default(),
             Slot::Whole { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
             Slot::Streamed { paced, .. } => paced.size_hint(),
@@ -173,7 +202,7 @@ impl hyper::body::Body for Body {
 
 /// A refusal as a problem document (RFC 9457), with `Proxy-Status` (RFC 9209) so that it is never taken for the
 /// backend's. It holds the public code and nothing that the request brought.
-pub fn refuse(denial: &Denial, decision: Uuid, close: bool) -> Response<Body> {
+pub fn refuse(denial: &Denial, decision: Uuid, close: bool, unread: Unread) -> Response<Body> {
     let row = denial.reason.row();
     let document = json!({
         "type": format!("urn:dwarpal:reason:{}", row.public),
@@ -182,7 +211,7 @@ pub fn refuse(denial: &Denial, decision: Uuid, close: bool) -> Response<Body> {
         "instance": format!("urn:uuid:{decision}"),
         "retry": match row.retry { Retry::No => "no", Retry::Later => "later" },
     });
-    let mut response = Response::new(Body::whole(Bytes::from(document.to_string()), None));
+    let mut response = Response::new(Body::refusal(Bytes::from(document.to_string()), unread));
     *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

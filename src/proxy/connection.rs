@@ -22,9 +22,9 @@ use super::forward::Caller;
 use super::headers;
 use super::intake::Line;
 use super::listen::Worker;
-use super::paced::Bounds;
+use super::paced::{Bounds, Unread};
 use super::tls::{Client, Verified};
-use super::upstream::Pools;
+use super::upstream::{Local, Pools};
 use super::wire::http1::HeadLimits;
 use super::wire::http2::{Allowance, FrameLimits};
 use super::wire::{Handle, Limits, Violation, Wire};
@@ -33,7 +33,6 @@ use crate::config::settings::{Http, Settings};
 use crate::gateway::Gateway;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt};
-use crate::policy::networks::Match;
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
 use crate::policy::{PartnerId, Sender};
@@ -90,7 +89,12 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
 
     // A partner's connections are capped by whose they are now; each request is identified anew.
     let partner = snapshot.policy.identify(&client.credential, gateway.clock.now());
-    let place = partner.and_then(|id| {
+    // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
+    let admitted = partner.filter(|id| {
+        let networks = &snapshot.policy.partner(*id).networks;
+        networks.find(source, gateway.clock.now()).lets_in()
+    });
+    let place = admitted.and_then(|id| {
         let partner = snapshot.policy.partner(id);
         gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
         snapshot.state(id).connect(partner.limits.connections_max, partner.limits.shadow)
@@ -111,7 +115,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         server_name,
         wire: handle,
         worker,
-        over_capacity: partner.is_some() && place.is_none(),
+        over_capacity: admitted.is_some() && place.is_none(),
         place,
         requests: Cell::new(0),
         ever: Cell::new(false),
@@ -335,7 +339,7 @@ impl Peer {
         let Some(partner) = id.map(|id| snapshot.policy.partner(id)).filter(|partner| partner.name == *name) else {
             return Some(Withdrawn::Identity);
         };
-        if !matches!(partner.networks.find(self.source, now), Match::Found(_) | Match::Shadow(_)) {
+        if !partner.networks.find(self.source, now).lets_in() {
             return Some(Withdrawn::Network);
         }
         (state.narrowed() > before).then_some(Withdrawn::Grant)
@@ -385,7 +389,7 @@ impl Peer {
 
     /// After some refusals the connection is not worth keeping: what follows on it could be read in two ways, or it
     /// must not be held open by somebody without rights.
-    pub fn closes_after(&self, reason: Reason) -> bool {
+    pub fn closes_after(&self, reason: Reason, body: &Unread) -> bool {
         let unsafe_to_go_on = matches!(
             reason,
             Reason::MalformedRequest
@@ -400,12 +404,16 @@ impl Peer {
                 | Reason::TrustWithdrawn
                 | Reason::PartnerFrozen
                 | Reason::ConnectionsPartner
+                | Reason::PartnerNotValid
+                | Reason::NetworkNotAllowed
+                | Reason::NetworkExpired
         );
-        if unsafe_to_go_on && self.http2 {
-            // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY.
+        if unsafe_to_go_on && self.http2 && reason != Reason::BodyIncomplete {
+            // HTTP/2 has no such header (RFC 9113 section 8.2.2): its connections end by GOAWAY. A body that ends early
+            // is no reason: there it is a stream that was reset, which is how a client takes an upload back.
             self.leave.notify_one();
         }
-        unsafe_to_go_on && !self.http2
+        (unsafe_to_go_on || body.is_long()) && !self.http2
     }
 
     pub fn begins(&self) {
@@ -469,15 +477,5 @@ fn limits(http: &Http) -> Limits {
         },
         write_rate_min: rate,
         write_grace: http.rate_grace,
-    }
-}
-
-/// hyper's HTTP/2 tasks run on the worker's own thread.
-#[derive(Clone)]
-struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
     }
 }

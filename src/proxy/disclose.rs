@@ -1,12 +1,14 @@
 //! From the backend's answer to what the partner gets: nothing of a failure, only known headers, people counted.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Instant;
 
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{HeaderMap, Method, Response, StatusCode};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::answer::{Body, Held};
 use super::forward::Answered;
@@ -84,7 +86,10 @@ fn pass(
     }
     let bounds = Bounds { bytes_max: declared.answer_bytes_max, ..bounds };
     let paced = Paced::new(incoming, bounds).map_err(|fault| fault_reason(&fault))?;
-    Ok(Response::from_parts(parts, Body::streamed(paced, lease, held)))
+    // Written anew: the version and the reason phrase are the backend's own.
+    let mut response = Response::new(Body::streamed(paced, lease, held));
+    (*response.status_mut(), *response.headers_mut()) = (parts.status, parts.headers);
+    Ok(response)
 }
 
 async fn lookup(
@@ -94,7 +99,7 @@ async fn lookup(
     held: Held,
     bounds: Bounds,
 ) -> Result<(Response<Body>, Outcome), Reason> {
-    let Answered { response, lease, .. } = answered;
+    let Answered { response, mut lease, .. } = answered;
     let (parts, incoming) = response.into_parts();
     let bounds = Bounds { bytes_max: declared.answer_bytes_max, ..bounds };
     let paced = |incoming: Incoming| Paced::new(incoming, bounds).map_err(|fault| fault_reason(&fault));
@@ -107,13 +112,25 @@ async fn lookup(
         }
         return Err(if miss { Reason::NoMatch } else { Reason::BackendError });
     }
+    // No encoding was accepted, and the header that would name it is not passed on.
+    if parts.headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Reason::BackendProtocol);
+    }
     let fields = allowed_headers(&parts.headers, method);
     let (body, outcome) = match &declared.records {
         Some(pointer) if method != Method::HEAD => {
-            if parts.headers.contains_key(header::CONTENT_ENCODING) {
+            if !is_json(&parts.headers) {
                 return Err(Reason::BackendProtocol);
             }
-            let bytes: Bytes = paced(incoming)?.collect().await.map_err(|fault| fault_reason(&fault))?;
+            let read: Result<Bytes, Fault> = paced(incoming)?.collect().await;
+            let bytes = read.map_err(|fault| {
+                let reason = fault_reason(&fault);
+                // The request's deadline is not the server's: the partner may have used it up.
+                if tokio::time::Instant::now() < bounds.deadline {
+                    lease.fail(reason);
+                }
+                reason
+            })?;
             lease.give_back();
             let people = count(&bytes, pointer).ok_or(Reason::BackendProtocol)?;
             if people == 0 {
@@ -126,6 +143,14 @@ async fn lookup(
     let mut response = Response::new(body);
     *response.headers_mut() = fields;
     Ok((response, outcome))
+}
+
+/// What is counted as JSON has to be JSON to the partner too.
+fn is_json(fields: &HeaderMap) -> bool {
+    let mut types = fields.get_all(header::CONTENT_TYPE).iter();
+    let (Some(only), None) = (types.next(), types.next()) else { return false };
+    let essence = only.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 /// A lookup's answer is about a person: what a cache or a browser could do with it is said here and nowhere else.
@@ -150,8 +175,9 @@ fn fault_reason(fault: &Fault) -> Reason {
     }
 }
 
-/// Length of the array that a JSON pointer leads to, without building the document. `None` where the answer is not
-/// JSON or has no array there.
+/// Length of the array that a JSON pointer leads to, without building the document. `None` where the answer has no array
+/// there, or is not JSON that every reader reads alike: with a member twice, a number out of range, or nested so deeply
+/// (128, serde_json's limit) that a reader may give up on it, the partner could see other people than were counted.
 fn count(json: &[u8], pointer: &[String]) -> Option<u32> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let people = Counter { pointer }.deserialize(&mut deserializer).ok()?;
@@ -181,16 +207,14 @@ impl<'de> Visitor<'de> for Counter<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<u32>, A::Error> {
         let Some((wanted, rest)) = self.pointer.split_first() else { return Err(A::Error::custom("not an array")) };
         let mut people = None;
-        while let Some(name) = map.next_key::<std::borrow::Cow<str>>()? {
-            if name != wanted.as_str() {
-                map.next_value::<IgnoredAny>()?;
-                continue;
+        let mut names = Names::default();
+        while let Some(Name(name)) = map.next_key()? {
+            if name == wanted.as_str() {
+                people = map.next_value_seed(Counter { pointer: rest })?;
+            } else {
+                map.next_value::<Plain>()?;
             }
-            // Two arrays of one name: which of them counts would be the reader's guess.
-            if people.is_some() {
-                return Err(A::Error::custom("the same member twice"));
-            }
-            people = map.next_value_seed(Counter { pointer: rest })?;
+            names.insert(name)?;
         }
         Ok(people)
     }
@@ -200,10 +224,108 @@ impl<'de> Visitor<'de> for Counter<'_> {
             return Err(A::Error::custom("an array on the way"));
         }
         let mut people = 0;
-        while sequence.next_element::<IgnoredAny>()?.is_some() {
+        while sequence.next_element::<Plain>()?.is_some() {
             people += 1;
         }
         Ok(Some(people))
+    }
+}
+
+/// Any value, looked at and forgotten.
+struct Plain;
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plain, D::Error> {
+        deserializer.deserialize_any(Plain)
+    }
+}
+
+impl<'de> Visitor<'de> for Plain {
+    type Value = Plain;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Plain, E> {
+        Ok(Plain)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Plain, E> {
+        Ok(Plain)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Plain, E> {
+        Ok(Plain)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Plain, E> {
+        Ok(Plain)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Plain, E> {
+        Ok(Plain)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Plain, E> {
+        Ok(Plain)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Plain, A::Error> {
+        while let Some(Plain) = sequence.next_element()? {}
+        Ok(Plain)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain, A::Error> {
+        let mut names = Names::default();
+        while let Some((Name(name), Plain)) = map.next_entry()? {
+            names.insert(name)?;
+        }
+        Ok(Plain)
+    }
+}
+
+/// A member's name; borrowed where it has no escapes, which serde's own `Cow` never is.
+struct Name<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name<'de>, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// The members of one object so far. Few are compared one by one; a backend must not make that expensive by many.
+#[derive(Default)]
+struct Names<'de> {
+    few: Vec<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>>,
+}
+
+const FEW: usize = 16;
+
+impl<'de> Names<'de> {
+    fn insert<E: serde::de::Error>(&mut self, name: Cow<'de, str>) -> Result<(), E> {
+        let new = !self.few.contains(&name) && (self.few.len() < FEW || self.many.insert(name.clone()));
+        if self.few.len() < FEW {
+            self.few.push(name);
+        }
+        if new { Ok(()) } else { Err(E::custom("the same member twice")) }
     }
 }
 
@@ -227,8 +349,23 @@ mod tests {
             (r#"{"beneficiaries":[1"#, "/beneficiaries", None),
             ("<html>", "/beneficiaries", None),
             ("", "/beneficiaries", None),
+            (r#"{"beneficiaries":[{"a":1,"b":[{"c":null},true,-1,1.5,"x"]}]}"#, "/beneficiaries", Some(1)),
+            (r#"{"beneficiaries":[{"a":1,"a":2}]}"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":[{"a":1,"\u0061":2}]}"#, "/beneficiaries", None),
+            (r#"{"x":{"y":[{"a":1,"a":2}]},"beneficiaries":[1]}"#, "/beneficiaries", None),
+            (r#"{"x":1,"x":2,"beneficiaries":[1]}"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":[1e999]}"#, "/beneficiaries", None),
+            (r#"{"beneficiaries":["\ud800"]}"#, "/beneficiaries", None),
         ] {
             assert_eq!(count(json.as_bytes(), &pointer(at)), people, "{json}");
+        }
+        let nested = |depth: usize| format!("{{\"people\":[{}{}]}}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(count(nested(100).as_bytes(), &pointer("/people")), Some(1));
+        assert_eq!(count(nested(200).as_bytes(), &pointer("/people")), None);
+        let members = |last: &str| (0..40).map(|at| format!("\"m{at}\":0,")).collect::<String>() + last;
+        for (last, people) in [("m40", Some(1)), ("m39", None), ("m3", None)] {
+            let json = format!("{{\"people\":[{{{}}}]}}", members(&format!("\"{last}\":0")));
+            assert_eq!(count(json.as_bytes(), &pointer("/people")), people, "{json}");
         }
     }
 }

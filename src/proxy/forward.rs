@@ -11,19 +11,19 @@ use uuid::Uuid;
 use super::answer::sign;
 use super::headers::{self, Trace};
 use super::paced::{Bounds, Paced};
-use super::upstream::{Lease, Outgoing, Pools, Upload, body_fault};
-use crate::config::settings::Settings;
+use super::upstream::{Lease, Outgoing, Pools, Refusal, Upload, body_fault, is_out_of_service, screen};
 use crate::policy::Permit;
 use crate::policy::lookup::Lookup;
 use crate::policy::reason::Reason;
 use crate::policy::route::{Location, RouteKind};
+use crate::snapshot::Snapshot;
 
 /// What a backend is sent, besides what the gateway says of the caller.
 pub enum Payload {
     /// Written anew from what was parsed; no header of the partner goes with it.
     Lookup(Box<Lookup>),
     /// Those of the partner's headers that the route lets through, its body, and a target written anew.
-    Pass { target: String, headers: HeaderMap, nominated: Vec<String>, body: Incoming },
+    Pass { target: String, headers: HeaderMap, nominated: Vec<String>, body: Option<Incoming> },
 }
 
 /// What the gateway says of the caller: made once a connection, sent with every request.
@@ -56,11 +56,12 @@ pub async fn forward(
     permit: Permit<'_>,
     payload: Payload,
     errand: Errand<'_>,
-    settings: &Settings,
+    snapshot: &Snapshot,
     pools: &Pools,
-) -> Result<Answered, Reason> {
+) -> Result<Answered, Refusal> {
     let route = permit.route();
-    let backend = &settings.backends[route.backend];
+    let upstream = &snapshot.upstreams[route.backend];
+    let refused = |reason| Refusal { reason, retry_after: None };
     let upload = Upload::default();
     let (target, mut fields, body) = match payload {
         Payload::Lookup(lookup) => {
@@ -69,29 +70,36 @@ pub async fn forward(
             (lookup.target, fields, body)
         }
         Payload::Pass { target, headers: mut fields, nominated, body } => {
-            let RouteKind::Pass(declared) = &route.kind else { return Err(Reason::Internal) };
+            let RouteKind::Pass(declared) = &route.kind else { return Err(refused(Reason::Internal)) };
             headers::strip_request(&mut fields, &nominated, &declared.headers);
-            let body = if body.is_end_stream() {
-                Outgoing::Empty
-            } else {
-                let bounds = Bounds { bytes_max: declared.body_bytes_max, ..errand.bounds };
-                Outgoing::streamed(Paced::new(body, bounds).map_err(|fault| body_fault(&fault))?, upload.clone())
+            let body = match body.filter(|body| !body.is_end_stream()) {
+                None => Outgoing::Empty,
+                Some(body) => {
+                    let bounds = Bounds { bytes_max: declared.body_bytes_max, ..errand.bounds };
+                    let paced = Paced::new(body, bounds).map_err(|fault| refused(body_fault(&fault)))?;
+                    Outgoing::streamed(paced, upload.clone())
+                }
             };
             (target, fields, body)
         }
     };
     identify(&mut fields, &permit, &errand);
-    fields.insert(header::HOST, value(&backend.host)?);
+    fields.insert(header::HOST, upstream.host.clone());
     let mut request = Request::new(body);
     *request.method_mut() = errand.method;
-    *request.uri_mut() = target.parse().map_err(|_| Reason::BadPath)?;
+    *request.uri_mut() = target.parse().map_err(|_| refused(Reason::BadPath))?;
     *request.headers_mut() = fields;
 
     let begun = Instant::now();
-    let (response, lease) = pools.send(backend, request, upload, errand.bounds.deadline).await?;
-    // 101 is the only 1xx that hyper hands on; the connection is no longer HTTP then.
-    if response.status().is_informational() {
-        return Err(Reason::BackendProtocol);
+    let (response, mut lease) = pools.send(upstream, request, upload, errand.bounds.deadline).await?;
+    if let Err(reason) = screen(&response) {
+        lease.fail(reason);
+        return Err(refused(reason));
+    }
+    if is_out_of_service(response.status()) {
+        lease.fail(Reason::BackendError);
+    } else {
+        lease.begun();
     }
     let total = begun.elapsed();
     let upload_time = lease.sent_at().map_or(Duration::ZERO, |at| at.duration_since(begun)).min(total);
@@ -137,8 +145,4 @@ fn identify(fields: &mut HeaderMap, permit: &Permit, errand: &Errand) {
         }
     }
     sign(fields, errand.decision);
-}
-
-fn value(text: &str) -> Result<HeaderValue, Reason> {
-    HeaderValue::from_str(text).map_err(|_| Reason::Internal)
 }

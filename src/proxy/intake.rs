@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use hyper::body::Incoming;
 use hyper::header;
+use hyper::http::request::Parts;
 use hyper::http::uri::Scheme;
-use hyper::{HeaderMap, Method, Request, Version};
+use hyper::{HeaderMap, Method, Version};
 
 use super::headers;
 use super::wire::Violation;
@@ -22,7 +22,6 @@ pub struct Intake {
     pub headers: HeaderMap,
     /// Names that `Connection` nominates.
     pub nominated: Vec<String>,
-    pub body: Incoming,
 }
 
 /// What the connection says of its requests.
@@ -37,8 +36,7 @@ pub struct Line<'a> {
 }
 
 /// The intake, and the target in origin form.
-pub fn intake(request: Request<Incoming>, line: &Line) -> Result<(Intake, String), Reason> {
-    let (parts, body) = request.into_parts();
+pub fn intake(parts: Parts, line: &Line) -> Result<(Intake, String), Reason> {
     if parts.method.as_str() == REFUSED_METHOD {
         return Err(line.violation.map_or(Reason::MalformedRequest, violation_reason));
     }
@@ -51,6 +49,9 @@ pub fn intake(request: Request<Incoming>, line: &Line) -> Result<(Intake, String
     if size > line.head_bytes_max {
         return Err(Reason::HeadTooLarge);
     }
+    if parts.version == Version::HTTP_2 {
+        one_reading(fields)?;
+    }
     fields_allowed(|name| single(fields, name))?;
     let nominated = headers::nominated(fields)?;
     if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
@@ -62,7 +63,23 @@ pub fn intake(request: Request<Incoming>, line: &Line) -> Result<(Intake, String
     }
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
     let (target, host) = (target.to_owned(), host.into_owned());
-    Ok((Intake { method: parts.method, host, headers: parts.headers, nominated, body }, target))
+    Ok((Intake { method: parts.method, host, headers: parts.headers, nominated }, target))
+}
+
+/// What the wire checks of every HTTP/1 field, of those of HTTP/2, whose bytes only h2 sees: h2 takes values with white
+/// space at an end (malformed by RFC 9113 section 8.2.1) and knows nothing of readers that take `_` for `-`.
+fn one_reading(fields: &HeaderMap) -> Result<(), Reason> {
+    let padded = |value: &header::HeaderValue| {
+        let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        blank(value.as_bytes().first()) || blank(value.as_bytes().last())
+    };
+    if fields.values().any(padded) {
+        return Err(Reason::MalformedRequest);
+    }
+    if fields.keys().any(|name| matches!(name.as_str(), "content_length" | "transfer_encoding")) {
+        return Err(Reason::AmbiguousFraming);
+    }
+    Ok(())
 }
 
 /// The one host of a request. HTTP/2 says it in `:authority`; a `Host` beside it has to agree (RFC 9113 section 8.3.1).

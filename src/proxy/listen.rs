@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +23,10 @@ use super::proxy_protocol::{self, Progress};
 use super::tls::{Client, Refusal, canonical};
 use super::upstream::Pools;
 use crate::clock::Timestamp;
+use crate::config::settings::Tls;
 use crate::gateway::Gateway;
 use crate::policy::admit::Standing;
+use crate::policy::charge::site;
 use crate::snapshot::Snapshot;
 use crate::state::PartnerState;
 use crate::state::store::Ledger;
@@ -44,8 +47,35 @@ pub struct Load {
     handshakes: AtomicUsize,
     /// Accepted from a balancer, whose header has not come yet.
     waiting: AtomicUsize,
-    sources: Mutex<HashMap<IpAddr, usize>>,
+    open_by_source: BySource,
+    handshakes_by_source: BySource,
     workers: Vec<Share>,
+}
+
+/// How many each source has of something. A source is an IPv4 address or an IPv6 /64: nobody has less than that, and so
+/// nobody gets more by using all of it.
+#[derive(Debug, Default)]
+struct BySource(Mutex<HashMap<IpAddr, usize>>);
+
+impl BySource {
+    /// Whether there was one left of `max`; it is to be given back.
+    fn take(&self, source: IpAddr, max: usize) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(site(source)).or_default();
+        let left = *count < max;
+        *count += usize::from(left);
+        left
+    }
+
+    fn give_back(&self, source: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&site(source)) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&site(source));
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -67,6 +97,8 @@ struct Place {
     source: IpAddr,
     worker: usize,
 }
+
+const TRIM_EVERY: Duration = Duration::from_secs(1);
 
 /// A worker's inbox: what other workers accepted for it.
 pub type Inbox = mpsc::UnboundedReceiver<Arrival>;
@@ -99,14 +131,10 @@ impl Load {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-max");
         }
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = sources.entry(source).or_default();
-        if *of_source >= per_source_max {
+        if !self.open_by_source.take(source, per_source_max) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err("connections-per-source-max");
         }
-        *of_source += 1;
-        drop(sources);
         let least = self.workers.iter().enumerate().min_by_key(|(_, share)| share.open.load(Ordering::Relaxed));
         let worker = least.map_or(0, |(at, _)| at);
         self.workers[worker].open.fetch_add(1, Ordering::Relaxed);
@@ -118,13 +146,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.load.open.fetch_sub(1, Ordering::Relaxed);
         self.load.workers[self.worker].open.fetch_sub(1, Ordering::Relaxed);
-        let mut sources = self.load.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
+        self.load.open_by_source.give_back(self.source);
     }
 }
 
@@ -149,9 +171,11 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
         let listener = TcpListener::from_std(listener)?;
-        let worker = Rc::new(Worker { gateway, pools: Pools::default(), ledger: RefCell::default(), index });
+        let (pools, ledger) = (Pools::of(gateway.clone()), RefCell::default());
+        let worker = Rc::new(Worker { pools, gateway, ledger, index });
         tokio::task::spawn_local(receive(inbox, worker.clone()));
         tokio::task::spawn_local(beat(worker.clone()));
+        tokio::task::spawn_local(trim(worker.clone()));
         let stopped = worker.gateway.drained();
         tokio::select! {
             never = accept(listener, &worker) => match never {},
@@ -160,8 +184,17 @@ pub fn run(gateway: Arc<Gateway>, index: usize, listener: std::net::TcpListener,
     })
 }
 
+/// Closes connections to backends that nobody will use, whether or not requests come.
+async fn trim(worker: Rc<Worker>) {
+    loop {
+        sleep(TRIM_EVERY).await;
+        worker.pools.trim(&worker.gateway.snapshot());
+    }
+}
+
 /// Accepts for all workers, and keeps what is its own share.
 async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Infallible {
+    let mut spare = spare_of(&listener);
     let mut listener = Some(listener);
     loop {
         let Some(open) = &listener else { std::future::pending().await };
@@ -169,21 +202,42 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
             accepted = open.accept() => accepted,
             () = worker.gateway.draining() => {
                 // Closed at once, so that a balancer or a successor gets the next connection.
-                listener = None;
+                (listener, spare) = (None, None);
                 continue;
             }
         };
         match accepted {
-            Ok((stream, address)) => meet(stream, canonical(address.ip()), worker),
+            Ok((stream, address)) => {
+                let (gateway, peer) = (&worker.gateway, canonical(address.ip()));
+                match gateway.pressure.refuses(stream.as_raw_fd(), gateway.load.open()) {
+                    None => meet(stream, peer, worker),
+                    Some(reason) => turned_away(worker, peer, None, reason),
+                }
+            }
             Err(error) => {
-                // Out of file descriptors or memory: what is open goes on, and closing some of it makes room.
+                // No descriptor is left, or no memory. The client would wait for as long as that lasts: the spare
+                // descriptor is good for telling it so, by closing. Another worker may take it first, and then rest.
                 worker.gateway.metrics.connection_refused("accept-failed");
-                tracing::warn!(%error, "accept failed");
-                sleep(Duration::from_millis(50)).await;
+                worker.gateway.connection_lines.note(worker.gateway.clock.now(), |unlogged| {
+                    tracing::warn!(%error, unlogged, "accept failed");
+                });
+                let told = spare.take().is_some() && matches!(timeout(ACCEPT_RETRY, open.accept()).await, Ok(Ok(_)));
+                if !told {
+                    sleep(ACCEPT_RETRY).await;
+                }
+                spare = spare_of(open);
             }
         }
     }
 }
+
+/// A descriptor to give up when there is no other.
+fn spare_of(listener: &TcpListener) -> Option<OwnedFd> {
+    listener.as_fd().try_clone_to_owned().ok()
+}
+
+/// How long accepting rests when it can only fail.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
 /// A balancer has to say for whom it connects before anything else counts; from anybody else that is not looked for.
 fn meet(stream: TcpStream, peer: IpAddr, worker: &Rc<Worker>) {
@@ -290,11 +344,13 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let snapshot = gateway.snapshot();
     let settings = snapshot.settings.clone();
     let settings = &settings.tls;
-    let under_way = Counted::begin(&gateway.load.handshakes);
-    if under_way.count > settings.handshakes_max {
+    let Some(under_way) = Shaking::begin(&gateway.load, source, settings) else {
         gateway.metrics.handshake(Refusal::Busy.code());
+        gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
+            tracing::info!(%source, reason = Refusal::Busy.code(), unlogged, "handshake refused");
+        });
         return;
-    }
+    };
     let Ok((config, attempt)) = snapshot.trust.attempt() else {
         gateway.metrics.handshake(Refusal::Other.code());
         return;
@@ -376,6 +432,29 @@ async fn linger(mut stream: TcpStream) {
 /// How long, and for how many reads, a refused client may go on sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_READS_MAX: usize = 16;
+
+/// A handshake under way. All together are bounded, and those of one source to a part of that: it takes no certificate to
+/// begin one and never end it.
+struct Shaking<'a> {
+    load: &'a Load,
+    source: IpAddr,
+    _one: Counted<'a>,
+}
+
+impl<'a> Shaking<'a> {
+    fn begin(load: &'a Load, source: IpAddr, settings: &Tls) -> Option<Shaking<'a>> {
+        let one = Counted::begin(&load.handshakes);
+        let fits = one.count <= settings.handshakes_max;
+        let taken = fits && load.handshakes_by_source.take(source, settings.handshakes_per_source_max);
+        taken.then_some(Shaking { load, source, _one: one })
+    }
+}
+
+impl Drop for Shaking<'_> {
+    fn drop(&mut self) {
+        self.load.handshakes_by_source.give_back(self.source);
+    }
+}
 
 /// One of so many, `count` with itself, until it is dropped.
 struct Counted<'a> {

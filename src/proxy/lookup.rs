@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use hyper::body::Body as _;
+use hyper::HeaderMap;
 
-use super::intake::{Intake, single};
-use super::paced::{Bounds, Paced};
+use super::intake::single;
+use super::paced::{Bounds, Unread};
 use super::upstream::body_fault;
 use crate::policy::head::Target;
 use crate::policy::lookup::{self, Asked, Lookup};
@@ -14,24 +14,24 @@ use crate::policy::route::{LookupRoute, Route};
 use crate::subject::EpochKey;
 
 /// `bounds` are those of the connection; the route's cap replaces theirs.
+#[expect(clippy::too_many_arguments, reason = "the facts of one request, each from another step")]
 pub async fn read(
     declared: &LookupRoute,
     route: &Route,
-    intake: Intake,
+    headers: &HeaderMap,
+    body: &mut Unread,
     target: &Target<'_>,
     captures: &[Range<usize>],
     key: &EpochKey,
     bounds: Bounds,
 ) -> Result<Lookup, Reason> {
-    let Intake { headers, body, .. } = intake;
-    let header = |name: &str| single(&headers, name);
-    lookup::body_readable(declared, !body.is_end_stream(), &header)?;
+    let header = |name: &str| single(headers, name);
+    lookup::body_readable(declared, body.is_expected(), &header)?;
     let body = match &declared.body {
         None => None,
         Some(_) => {
             let bounds = Bounds { bytes_max: declared.body_bytes_max, ..bounds };
-            let paced = Paced::new(body, bounds).map_err(|fault| body_fault(&fault))?;
-            Some(paced.collect().await.map_err(|fault| body_fault(&fault))?)
+            Some(body.collect(bounds).await.map_err(|fault| body_fault(&fault))?)
         }
     };
     let body = body.as_deref().unwrap_or_default();

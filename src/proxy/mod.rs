@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::time::Instant;
 
@@ -34,13 +35,17 @@ use answer::{Body, Held};
 use connection::Peer;
 use forward::{Errand, Payload};
 use intake::Intake;
+use paced::Unread;
 use record::Record;
+use upstream::Refusal;
 
 /// Answers one request: with the backend's answer, the gateway's own, or a refusal. Always with a decision id.
 pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body> {
     let snapshot = peer.gateway().snapshot();
-    let mut record = Record::begin(&peer, &request);
-    let mut response = match exchange(request, &peer, &snapshot, &mut record).await {
+    let (parts, body) = request.into_parts();
+    let mut record = Record::begin(&peer, &parts.headers);
+    let mut body = Unread::new(&parts, body);
+    let mut response = match exchange(parts, &mut body, &peer, &snapshot, &mut record).await {
         Ok(response) => {
             record.allowed(&snapshot, response.status());
             response
@@ -49,7 +54,7 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
             // What a refused request used up is kept too; it is refused in any case.
             let _ = peer.keep();
             record.refused(&snapshot, &denial);
-            answer::refuse(&denial, record.decision, peer.closes_after(denial.reason))
+            answer::refuse(&denial, record.decision, peer.closes_after(denial.reason, &body), body)
         }
     };
     answer::sign(response.headers_mut(), record.decision);
@@ -59,7 +64,8 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
 
 /// The life of a request. Every `?` is a refusal; what is left at the end was allowed, forwarded and answered.
 async fn exchange(
-    request: Request<Incoming>,
+    parts: Parts,
+    body: &mut Unread,
     peer: &Peer,
     snapshot: &Snapshot,
     record: &mut Record,
@@ -71,7 +77,7 @@ async fn exchange(
     // Intake: one reading of the head. Then identify, admit, entitle.
     let sender = peer.sender(snapshot, record.now);
     let trusted = peer.still_trusted(snapshot, record.now);
-    let (intake, text) = match intake::intake(request, &peer.line(settings)) {
+    let (intake, text) = match intake::intake(parts, &peer.line(settings)) {
         Ok((intake, text)) => (Ok(intake), text),
         Err(reason) => (Err(reason), String::new()),
     };
@@ -105,16 +111,18 @@ async fn exchange(
     let (plan, payload) = match &route.kind {
         RouteKind::Pass(declared) => {
             let passed = pass_target(&declared.parameters, &target.path, target.query);
+            let too_large = body.announces_more_than(declared.body_bytes_max);
+            let passed = passed.and_then(|target| if too_large { Err(Reason::BodyTooLarge) } else { Ok(target) });
             let plan = admission.plan_pass(passed.as_ref().map(|_| ()).map_err(|reason| *reason));
             let payload = passed.map(|target| {
-                let Intake { headers, nominated, body, .. } = intake;
-                Payload::Pass { target, headers, nominated, body }
+                let Intake { headers, nominated, .. } = intake;
+                Payload::Pass { target, headers, nominated, body: body.take() }
             });
             (plan, payload)
         }
         RouteKind::Lookup(declared) => {
             let (captures, key) = (admission.captures(), gateway.epoch_key());
-            let read = lookup::read(declared, route, intake, &target, captures, key, bounds);
+            let read = lookup::read(declared, route, &intake.headers, body, &target, captures, key, bounds);
             let read = record.reading(read).await;
             record.looked_up(declared.kind, &read);
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
@@ -134,10 +142,10 @@ async fn exchange(
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
     let errand = Errand { method: method.clone(), host: &host, caller, decision, trace, bounds };
     let asked = Instant::now();
-    let answered = forward::forward(permit, payload, errand, settings, peer.pools()).await;
-    let answered = answered.map_err(|reason| {
+    let answered = forward::forward(permit, payload, errand, snapshot, peer.pools()).await;
+    let answered = answered.map_err(|Refusal { reason, retry_after }| {
         record.withheld(reason, asked.elapsed());
-        denied(reason)
+        Denial { retry_after, ..denied(reason) }
     })?;
     record.uploaded(answered.upload_time);
     let held = Held::new(hold, gateway.clone(), route.name.clone());

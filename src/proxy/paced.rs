@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::{Body as _, Bytes, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use hyper::http::request::Parts;
+use hyper::{Version, header};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// What bounds a body.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +19,92 @@ pub struct Bounds {
     pub rate_min: u32,
     pub grace: Duration,
     pub deadline: Instant,
+}
+
+/// A request's body before anybody asked for it. Of a request that is refused it is read and thrown away, within bounds,
+/// before the answer ends: a client that is still sending may otherwise never read why it was refused.
+pub struct Unread {
+    /// `None` once it was taken, or read to its end.
+    incoming: Option<Incoming>,
+    /// The client waits for 100 (Continue). Reading would say it.
+    waits: bool,
+    http2: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// A longer body is not waited for on HTTP/1: its connection is closed.
+const DRAIN_BYTES_MAX: u64 = 64 << 10;
+/// How long a refused request may go on sending.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pieces that are thrown away in one go.
+const DRAIN_FRAMES_MAX: usize = 32;
+
+impl Unread {
+    pub fn new(parts: &Parts, incoming: Incoming) -> Unread {
+        let waits = parts.headers.contains_key(header::EXPECT);
+        Unread { incoming: Some(incoming), waits, http2: parts.version == Version::HTTP_2, timer: None }
+    }
+
+    /// HTTP/2 can end an answer after all of it was sent. On HTTP/1 an answer is over with its last byte.
+    pub fn ends_late(&self) -> bool {
+        self.http2
+    }
+
+    /// Whether the request announced a body.
+    pub fn is_expected(&self) -> bool {
+        self.incoming.as_ref().is_some_and(|incoming| !incoming.is_end_stream())
+    }
+
+    pub fn announces_more_than(&self, bytes: u64) -> bool {
+        self.incoming.as_ref().is_some_and(|incoming| incoming.size_hint().lower() > bytes)
+    }
+
+    /// Whether it is longer than what is thrown away, as far as that was said.
+    pub fn is_long(&self) -> bool {
+        self.announces_more_than(DRAIN_BYTES_MAX)
+    }
+
+    /// For somebody who passes it on.
+    pub fn take(&mut self) -> Option<Incoming> {
+        self.incoming.take()
+    }
+
+    /// Reads it into memory. After a fault the rest can still be thrown away.
+    pub async fn collect(&mut self, bounds: Bounds) -> Result<Bytes, Fault> {
+        if self.announces_more_than(bounds.bytes_max) {
+            return Err(Fault::TooLarge);
+        }
+        let Some(incoming) = self.incoming.take() else { return Ok(Bytes::new()) };
+        self.waits = false;
+        let mut paced = Paced::new(incoming, bounds)?;
+        let collected = paced.collect().await;
+        if collected.is_err() {
+            self.incoming = Some(paced.incoming);
+        }
+        collected
+    }
+
+    /// Throws it away, as far as its bounds allow.
+    pub fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let given_up = self.waits || (self.is_long() && !self.http2);
+        let Some(incoming) = self.incoming.as_mut().filter(|_| !given_up) else { return Poll::Ready(()) };
+        let mut frames = 0;
+        loop {
+            match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(_))) if frames < DRAIN_FRAMES_MAX => frames += 1,
+                Poll::Ready(Some(Ok(_))) => {
+                    // Others on this thread have their turn.
+                    cx.waker().wake_by_ref();
+                    break;
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIMEOUT)));
+        timer.as_mut().poll(cx)
+    }
 }
 
 /// Why a body ended early.
@@ -68,7 +156,7 @@ impl Paced {
     }
 
     /// Reads the whole body into memory.
-    pub async fn collect(mut self) -> Result<Bytes, Fault> {
+    pub async fn collect(&mut self) -> Result<Bytes, Fault> {
         let mut whole: Option<Vec<u8>> = None;
         let mut first: Option<Bytes> = None;
         while let Some(piece) = std::future::poll_fn(|cx| self.poll_piece(cx)).await {

@@ -5,8 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
+use hyper::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -45,14 +44,14 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn begin(peer: &Rc<Peer>, request: &Request<Incoming>) -> Record {
+    pub fn begin(peer: &Rc<Peer>, headers: &HeaderMap) -> Record {
         let now = peer.gateway().clock.now();
         let begun = Instant::now();
         let (decision, random) = decision(now);
         peer.begins();
         Record {
             decision,
-            trace: Trace::continued(request.headers(), &random),
+            trace: Trace::continued(headers, &random),
             now,
             deadline: begun + peer.request_timeout,
             peer: peer.clone(),
@@ -242,10 +241,11 @@ impl Record {
     }
 }
 
-/// The last thing that policy found before it refused, with its place in the configuration.
+/// The last thing that policy found before it refused, with its place in the configuration. What a request was charged has
+/// none: the grant or the network before it is the rule.
 fn rule(denial: &Denial, snapshot: &Snapshot) -> Option<String> {
     let lines = denial.trail.lines(&snapshot.policy);
-    let found = lines.iter().rev().find(|(step, _)| !matches!(*step, "refuse" | "shadow"));
+    let found = lines.iter().rev().find(|(step, _)| !matches!(*step, "refuse" | "charge" | "lookup" | "shadow"));
     found.map(|(step, text)| format!("{step}: {text}"))
 }
 

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use self::http1::{Fate, Gate, HeadLimits};
 use self::http2::{FrameLimits, Meter};
@@ -183,11 +183,13 @@ impl Default for Limits {
 pub struct Wire<S> {
     stream: S,
     side: Side,
-    /// Bytes read and thrown away behind a refused head.
+    /// Bytes read and thrown away behind a refused head, or behind the end.
     drained: usize,
     patience: Patience,
     /// Made when a write has to wait for the first time; most connections never do.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// The last byte was written, and the peer was told so.
+    is_shut: bool,
     started: Instant,
     shared: Rc<Shared>,
 }
@@ -248,6 +250,11 @@ enum Side {
 /// A partner whose head was refused may still be sending its body, and closing upon unread bytes makes TCP reset the
 /// connection, which can destroy the answer on its way (RFC 9112 §9.6). So much is read and thrown away.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
+/// The same of a whole connection: after its last answer a peer may go on sending for so long, however much comes. One that
+/// sends fast is the one that would miss the answer.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Reads in one go, so that others on the thread have their turn.
+const LINGER_READS_MAX: usize = 64;
 
 impl<S> Wire<S> {
     pub fn http1(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
@@ -258,6 +265,11 @@ impl<S> Wire<S> {
         Wire::new(stream, Side::Http2(Box::new(Meter::new(&limits.frames))), limits)
     }
 
+    /// The other way round: a server's stream, which begins without the client's preface.
+    pub fn http2_of_server(stream: S, limits: &Limits) -> (Wire<S>, Handle) {
+        Wire::new(stream, Side::Http2(Box::new(Meter::of_server(&limits.frames))), limits)
+    }
+
     fn new(stream: S, side: Side, limits: &Limits) -> (Wire<S>, Handle) {
         let shared = Rc::new(Shared::default());
         let wire = Wire {
@@ -266,6 +278,7 @@ impl<S> Wire<S> {
             drained: 0,
             patience: Patience::new(limits.write_rate_min, limits.write_grace),
             alarm: None,
+            is_shut: false,
             started: Instant::now(),
             shared: shared.clone(),
         };
@@ -327,6 +340,24 @@ impl<S: AsyncRead + Unpin> Wire<S> {
         }
         Poll::Pending
     }
+
+    /// After the last byte was written: until the peer ends its side as well, or has been waited for too long.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(LINGER_TIMEOUT)));
+        if alarm.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut buf = [0; 4096];
+        for _ in 0..LINGER_READS_MAX {
+            let mut buf = ReadBuf::new(&mut buf);
+            match ready!(self.poll_fill(cx, &mut buf)) {
+                Ok(_) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
@@ -378,7 +409,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -407,8 +438,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
-        this.paced(cx, outcome).map_ok(|_| ())
+        if !this.is_shut {
+            let outcome = Pin::new(&mut this.stream).poll_shutdown(cx).map_ok(|()| 0);
+            ready!(this.paced(cx, outcome))?;
+            this.is_shut = true;
+            this.alarm = None;
+        }
+        this.poll_linger(cx).map(Ok)
     }
 }
 
@@ -559,7 +595,7 @@ mod tests {
 
     fn run_http1<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Call>, Handle) {
         let calls = Rc::new(RefCell::new(Vec::new()));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let handle = runtime.block_on(http1_server(Pieces::new(pieces), calls.clone(), EndOfStream::HalfCloses));
         (calls.take(), handle)
     }
@@ -735,6 +771,29 @@ mod tests {
         assert!(read.is_pending());
         assert!(buf.filled().is_empty());
         assert!(handle.read_bytes() <= DRAIN_BYTES_MAX as u64 + 2000);
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_the_last_answer_is_drained_for_a_time() {
+        // A peer that ends its side, one that has much to send, and one that keeps silent.
+        let end = duplex(64);
+        let (mut wire, handle) = Wire::http1(end.1, &Limits::default());
+        let mut peer = end.0;
+        peer.write_all(b"GARBAGE").await.unwrap();
+        drop(peer);
+        wire.shutdown().await.unwrap();
+        assert_eq!(handle.read_bytes(), 7);
+
+        let much = vec![b'x'; 2 << 20];
+        let (mut wire, handle) = Wire::http2(Pieces::new(much.chunks(4096)), &Limits::default());
+        wire.shutdown().await.unwrap();
+        assert_eq!(handle.read_bytes(), 2 << 20);
+
+        let (_silent, stream) = duplex(64);
+        let (mut wire, _) = Wire::http1(stream, &Limits::default());
+        let begun = Instant::now();
+        wire.shutdown().await.unwrap();
+        assert!(begun.elapsed() >= LINGER_TIMEOUT);
     }
 
     #[tokio::test]

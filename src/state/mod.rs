@@ -1,5 +1,7 @@
-//! What outlives a snapshot of the configuration: what each partner has used up, keyed by names and absolute time.
+//! What outlives a snapshot of the configuration: what each partner has used up, and how each server behind the gateway is;
+//! keyed by names and absolute time.
 
+pub mod backends;
 pub mod freeze;
 mod rates;
 pub mod store;
@@ -20,14 +22,17 @@ use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt, SubjectKey};
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
+use backends::Backends;
 use freeze::{Freeze, Freezes};
 use rates::{FullAt, at_most_empty, take};
 use store::{Fact, Ledger, Recovered, Store, StoreError};
 
-/// The state of all partners, found by name so that it survives a change of the configuration.
+/// The state of all partners and backends, found by name so that it survives a change of the configuration.
 #[derive(Debug, Default)]
 pub struct State {
     partners: Mutex<HashMap<Arc<str>, Arc<PartnerState>>>,
+    /// How the servers behind the gateway are.
+    pub backends: Backends,
     freezes: Mutex<Freezes>,
     /// `None`: it ends with the process, as for `explain`.
     store: Option<Store>,

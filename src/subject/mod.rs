@@ -197,9 +197,30 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// Whether `text` is an id of any kind. An actor's id that is one would put a person's number into logs and alerts.
+/// Whether `text` is an id of any kind, or holds a mobile or an Aadhaar number that stands alone between other characters, or
+/// enough digits of another script for one. An actor's id that does would put a person's number into logs and alerts; a
+/// second member that does would have a person looked up uncounted.
 pub fn resembles_subject(text: &str) -> bool {
-    Kind::ALL.into_iter().any(|kind| Subject::parse(kind, text).is_ok())
+    let whole = Kind::ALL.into_iter().any(|kind| Subject::parse(kind, text).is_ok());
+    // A random one would be taken for a number now and then.
+    let uuid = text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    whole || (!uuid && (holds_number(text) || holds_foreign_digits(text)))
+}
+
+fn holds_number(text: &str) -> bool {
+    let words =
+        text.split(|c: char| !c.is_alphanumeric()).filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
+    words.into_iter().any(|word| match word.len() {
+        10 => Subject::parse(Kind::Mobile, word).is_ok(),
+        12 => Subject::parse(Kind::Aadhaar, word).is_ok(),
+        _ => false,
+    })
+}
+
+/// Ten or more digits in a row of which some are not ASCII: nobody here would count them as what they are.
+fn holds_foreign_digits(text: &str) -> bool {
+    let runs = text.split(|c: char| !c.is_numeric());
+    runs.into_iter().any(|run| !run.is_ascii() && run.chars().count() >= 10)
 }
 
 /// Checks `text` against a shape in which `A` stands for a capital and `0` for a digit.
@@ -391,7 +412,31 @@ mod tests {
         for (_, raw, _) in VALID {
             assert!(resembles_subject(raw), "{raw}");
         }
-        for text in ["", "hw-1042", "asha.test1@sbx", "MH1420110012345", "XXXXXXXX7058", "clinic 7"] {
+        for text in [
+            "hw-6412345678",
+            "also 6412345678",
+            "6412345678,6412345679",
+            "id=999941057058;",
+            "६४१२३४५६७८",
+            "call ６４１２３４５６７８",
+            "641234567८",
+            "01890f3e-6412345678-1234",
+        ] {
+            assert!(resembles_subject(text), "{text}");
+        }
+        for text in [
+            "",
+            "hw-1042",
+            "asha.test1@sbx",
+            "MH1420110012345",
+            "XXXXXXXX7058",
+            "clinic 7",
+            "case 2026-11-24/0001",
+            "x6412345678y",
+            "hw-999941057059",
+            "4bf92f35-77b3-4da6-a3ce-999941057058",
+            "वार्ड ७",
+        ] {
             assert!(!resembles_subject(text), "{text}");
         }
     }

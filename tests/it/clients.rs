@@ -281,3 +281,46 @@ fn curl_calls_from_another_address_with_another_certificate() {
     let misplaced = world.curl_as(gamma, WHOAMI, &[]).answer();
     misplaced.assert_refused(403, "network-not-allowed");
 }
+
+/// A client that is still sending when it is refused has to read why, and not a reset.
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let world = World::new();
+    let file = |name: &str, bytes: usize| {
+        let path = world.directory().join(name);
+        std::fs::write(&path, vec![b'x'; bytes]).expect("write");
+        format!("@{}", path.display())
+    };
+    let (small, large) = (file("small", 60), file("large", 3 << 20));
+    let json = ["-H", "content-type: application/json"];
+    for protocol in ["--http1.1", "--http2"] {
+        // No Expect: the body is on its way before anybody could say no.
+        let send = |target: &str, more: &[&str], body: &str| {
+            let arguments = [&[protocol, "-H", "expect:"], more, &["--data-binary", body]].concat();
+            world.curl(target, &arguments).answer()
+        };
+        for _ in 0..10 {
+            send("/nowhere", &[], &small).assert_refused(403, "no-grant");
+            send("/v1/mobile", &["-H", "content-type: text/plain"], &small).assert_refused(415, "content-type");
+            send("/v1/mobile", &json, &large).assert_refused(413, "body-too-large");
+            let chunked = [&json[..], &["-H", "transfer-encoding: chunked"]].concat();
+            send("/v1/mobile", &chunked, &large).assert_refused(413, "body-too-large");
+            let stranger = ["--http1.1", "-H", "expect:", "--data-binary", &large];
+            let stranger = world.curl_as(&pki().stranger, "/v1/mobile", &stranger).answer();
+            stranger.assert_refused(403, "identity-unknown");
+        }
+    }
+    // A small body does not cost the connection.
+    let mut line = world.alpha();
+    for _ in 0..3 {
+        let refused = line.ask("POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhello");
+        refused.assert_refused(403, "no-grant");
+        assert_eq!(refused.values("connection"), [""; 0]);
+    }
+    // Nor does one that never comes hold the answer up for long.
+    let begun = std::time::Instant::now();
+    line.ask("POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhel")
+        .assert_refused(403, "no-grant");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    world.backend.assert_untouched();
+}

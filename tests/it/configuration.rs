@@ -95,11 +95,11 @@ fn the_shipped_configuration_warns_of_nothing_until_its_networks_expire() {
     let soon = warnings("2098-03-15T00:00:00Z");
     assert_eq!(soon.len(), 6, "{soon:#?}");
     for start in [
-        "partners/icmr.toml:18: expires = \"10.20.0.0/24\": expires at 2098-04-01T00:00:00Z; owner icmr-netops, ticket NET-1042",
-        "partners/icmr.networks:2: expires = \"10.20.16.0/24\": expires at 2098-04-01T00:00:00Z; owner icmr-netops, ticket NET-1077",
-        "partners/icmr.networks:4: expires = \"2001:db8:20::/56\": expires at",
-        "partners/state-health.toml:10: expires = \"10.30.0.0/24\": expires at",
-        "partners/travel-desk.toml:16: expires = \"10.40.0.0/28\": expires at",
+        "partners/icmr.toml:18: cidr = \"10.20.0.0/24\": expires at 2098-04-01T00:00:00Z; owner icmr-netops, ticket NET-1042",
+        "partners/icmr.networks:2: cidr = \"10.20.16.0/24\": expires at 2098-04-01T00:00:00Z; owner icmr-netops, ticket NET-1077",
+        "partners/icmr.networks:4: cidr = \"2001:db8:20::/56\": expires at",
+        "partners/state-health.toml:10: cidr = \"10.30.0.0/24\": expires at",
+        "partners/travel-desk.toml:16: cidr = \"10.40.0.0/28\": expires at",
     ] {
         assert!(soon.iter().any(|warning| warning.starts_with(start)), "{start}\n{soon:#?}");
     }
@@ -196,9 +196,9 @@ const MISTAKES: &[Mistake] = &[
     (STATE, "partners.dwarpal.test/state-health", "partners.dwarpal.test/icmr", Of(STATE, "[[identity]]"), "identity = \"spiffe://partners.dwarpal.test/icmr under issuer partners\"", &["claimed twice", "one partner, once"]),
     (ICMR, "[[network]]", "[[identity]]\nuri = \"spiffe://partners.dwarpal.test/icmr\"\nissuer = \"partners\"\n[[network]]", Changed, "identity = \"spiffe:", &["claimed twice", "one partner, once"]),
     (STATE, "name = \"state-health\"", "name = \"icmr\"", Of(STATE, ""), "name = \"icmr\"", &["partners/icmr.toml has the same name", "a partner is one file"]),
-    (GATEWAY, "", "\n[[route]]\nname = \"certificate\"\nbackend = \"registry\"\nmethods = [\"GET\"]\npath = \"/v1/x\"\n", Changed, "route.name = \"certificate\"", &["gateway.toml:123 has the same name", "its own name"]),
+    (GATEWAY, "", "\n[[route]]\nname = \"certificate\"\nbackend = \"registry\"\nmethods = [\"GET\"]\npath = \"/v1/x\"\n", Changed, "route.name = \"certificate\"", &["gateway.toml:", " has the same name", "its own name"]),
     (GATEWAY, "[[route]]", "[[backend]]\nname = \"stock\"\naddress = \"127.0.0.1:1\"\nhost = \"x\"\n[[route]]", Of(GATEWAY, "[[backend]]"), "backend", &["two backends are called stock", "its own name"]),
-    (GATEWAY, "/v1/certificates/{reference}", "/v1/beneficiaries/{reference}", Of(GATEWAY, "[[route]]\nname = \"certificate\""), "route.path", &["the same requests as beneficiary-by-reference (gateway.toml:110)", "differ"]),
+    (GATEWAY, "/v1/certificates/{reference}", "/v1/beneficiaries/{reference}", Of(GATEWAY, "[[route]]\nname = \"certificate\""), "route.path", &["the same requests as beneficiary-by-reference (gateway.toml:", "differ"]),
     // Lookups.
     (GATEWAY, "kind = \"mobile\"", "kind = \"phone\"", Changed, "route[0].lookup.kind = \"phone\"", &["the kinds are: mobile, aadhaar, "]),
     (GATEWAY, "subject = \"body:/mobile\"", "subject = \"body:/phone\"", Changed, "route[0].lookup.subject = \"body:/phone\"", &["not declared in members"]),
@@ -267,6 +267,14 @@ fn a_mistake_makes_one_problem() {
     assert!(noisy.is_empty(), "{} of {}:\n{}", noisy.len(), MISTAKES.len(), shown.join("\n"));
 }
 
+/// `file:line: rest` as `file: rest`: lines are held by the mistakes one by one, and move with the shipped files.
+fn without_line(problem: &str) -> String {
+    let (file, rest) = problem.split_once(':').expect("a file");
+    let (line, rest) = rest.split_once(':').expect("a line");
+    assert!(line.parse::<usize>().is_ok(), "{problem}");
+    format!("{file}:{rest}")
+}
+
 #[test]
 fn every_mistake_of_every_file_is_told_at_once() {
     let copy = Copy::new();
@@ -282,19 +290,19 @@ fn every_mistake_of_every_file_is_told_at_once() {
     copy.change(CASES, "expect = \"allow\"", "expect = \"maybe\"");
     let problems = copy.problems();
     for start in [
-        "cases/lookups.toml:11: case[0].expect",
-        "gateway.toml:10: listen.worker: unknown key",
-        "gateway.toml:84: route[0].lookup.miss",
-        "gateway.toml:99: route[1].lookup.kind",
-        "partners/icmr.networks:2: cidr",
-        "partners/icmr.networks:4: ticket",
-        "partners/icmr.toml:19: network[0].cidr",
-        "partners/icmr.toml:39: limits.requests",
-        "partners/state-health.toml:10: network[0].cidr: missing",
-        "partners/state-health.toml:11: network[0].cdir: unknown key; did you mean cidr?",
-        "partners/travel-desk.toml:34: limits.in_flight_max = \"0\"",
+        "cases/lookups.toml: case[0].expect",
+        "gateway.toml: listen.worker: unknown key",
+        "gateway.toml: route[0].lookup.miss",
+        "gateway.toml: route[1].lookup.kind",
+        "partners/icmr.networks: cidr",
+        "partners/icmr.networks: ticket",
+        "partners/icmr.toml: network[0].cidr",
+        "partners/icmr.toml: limits.requests",
+        "partners/state-health.toml: network[0].cidr: missing",
+        "partners/state-health.toml: network[0].cdir: unknown key; did you mean cidr?",
+        "partners/travel-desk.toml: limits.in_flight_max = \"0\"",
     ] {
-        assert!(problems.iter().any(|problem| problem.starts_with(start)), "{start}\n{problems:#?}");
+        assert!(problems.iter().any(|problem| without_line(problem).starts_with(start)), "{start}\n{problems:#?}");
     }
     let files: Vec<_> = problems.iter().map(|problem| problem.split(':').next()).collect();
     assert!(files.is_sorted(), "{problems:#?}");
@@ -362,11 +370,29 @@ fn what_is_commented_out_is_accepted_and_in_the_gateways_file_the_default() {
     }
 }
 
+/// What is indented in a comment is no default, but every key of it is one that exists.
+#[test]
+fn what_is_shown_as_an_option_is_accepted() {
+    let copy = Copy::new();
+    let shown = |line: &str| line.strip_prefix("#   ").unwrap_or(line).to_owned() + "\n";
+    let text: String = copy.text(GATEWAY).lines().map(shown).collect();
+    let text = text.replacen("address = \"127.0.0.1:9001\"\n", "", 1);
+    fs::write(copy.directory().join(GATEWAY), text).expect(GATEWAY);
+    let config = copy.load().unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let backend = &config.settings.backends[0];
+    assert_eq!(backend.servers.len(), 2);
+    assert!(backend.tls.as_ref().is_some_and(|tls| tls.client.is_some()), "{backend:#?}");
+    assert!(backend.health.is_some() && backend.circuit.is_some(), "{backend:#?}");
+}
+
 /// Taking away must never open. A route that answers on one host and loses it from its list must not answer on all.
 #[test]
 fn an_empty_list_of_a_routes_hosts_is_not_every_host() {
     let copy = Copy::new();
     copy.change(GATEWAY, "path = \"/v1/lookup/mobile\"", "path = \"/v1/lookup/mobile\"\nhosts = []");
     let problems = copy.problems();
-    assert!(problems.iter().any(|problem| problem.starts_with("gateway.toml:77: route[0].hosts: ")), "{problems:#?}");
+    assert!(
+        problems.iter().any(|problem| without_line(problem).starts_with("gateway.toml: route[0].hosts: ")),
+        "{problems:#?}"
+    );
 }

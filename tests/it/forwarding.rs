@@ -764,3 +764,30 @@ fn an_answer_that_is_not_read_to_its_end_takes_its_place_until_then() {
     }
     eventually("the place comes back", || world.ask(get("/rest/x", "")).status == 200);
 }
+
+/// A backend that is lenient about case, slashes at the end or what follows would take such a path for a lookup, and
+/// somebody would be looked up uncounted.
+#[test]
+fn a_pass_route_is_no_way_around_a_lookup() {
+    let open =
+        "\n[[route]]\nname = \"all\"\nbackend = \"registry\"\nmethods = [\"GET\", \"POST\"]\npath = \"/v1/**\"\n";
+    let grant = "[[grant]]\nroute = \"rest\"\n";
+    let setup = Setup::new().section(open).partner("alpha", grant, &format!("{grant}[[grant]]\nroute = \"all\"\n"));
+    let world = setup.start(one_person);
+    let body = r#"{"mobile":"6412345678","purpose":"care"}"#;
+    let length = body.len();
+    for path in
+        ["/v1/mobile/", "/v1/mobile//", "/v1/Mobile", "/v1/MOBILE", "/v1/mobile/x", "/v1/%4dobile", "/v1/mob%C4%B0le"]
+    {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n");
+        let refused = world.ask(format!("{head}content-length: {length}\r\n\r\n{body}"));
+        assert!(matches!(refused.status, 400 | 403), "{path}: {refused:?}");
+    }
+    for path in ["/v1/mobile", "/v1/people/12345678901234/", "/v1/people/12345678901234/x", "/v1/People/12345678901234"]
+    {
+        world.ask(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).assert_refused(403, "no-grant");
+    }
+    world.backend.assert_untouched();
+    assert_eq!(world.ask("GET /v1/stock HTTP/1.1\r\nhost: localhost\r\n\r\n").status, 200);
+    assert_eq!(world.backend.count(), 1);
+}

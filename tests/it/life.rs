@@ -5,20 +5,26 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use dwarpal::clock::Clock;
 use dwarpal::config;
 use dwarpal::config::problem::Problem;
 use dwarpal::config::settings::Overrides;
 use dwarpal::sandbox;
+use rustls::crypto::aws_lc_rs::default_provider;
 use tempfile::TempDir;
 
 use crate::world::backend::one_person;
+use crate::world::frames;
+use crate::world::line;
 use crate::world::pki::pki;
 use crate::world::process::run;
-use crate::world::{PATIENCE, Setup, World, dwarpal, package};
+use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Setup, World, dwarpal, eventually, package, read_to_close};
 
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
+const REST: &str = "GET /rest/x HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 /// Where a service manager would listen.
 struct Manager {
@@ -300,5 +306,298 @@ fn the_sandbox_leaves_its_own_files_and_ports_and_nothing_else() {
     assert_eq!(untouched[0].hint, "", "here nobody is confined");
 }
 
+/// The same on the real process: it cannot read what its operator can.
+#[test]
+fn a_reload_reads_only_where_the_sandbox_lets_it() {
+    let manager = Manager::new();
+    let (elsewhere, later) = (TempDir::new().expect("directory"), TempDir::new().expect("directory"));
+    let current = pki().partners.directory.join("current.crl");
+    let read = format!("\n[sandbox]\nread = [\"{}\"]\n", later.path().display());
+    let mut world = Setup::new().section(&read).spawn_under(&[], &[("NOTIFY_SOCKET", &manager.path)], one_person);
+    assert!(manager.told().starts_with("READY=1\n"));
+    let mut change = |directory: &TempDir| {
+        let list = directory.path().join("list.crl");
+        std::fs::copy(&current, &list).expect("copy");
+        let file = world.directory().join("gateway.toml");
+        let text = std::fs::read_to_string(&file).expect("the configuration");
+        let from = text.lines().find(|line| line.starts_with("crls = ")).expect("lists").to_owned();
+        std::fs::write(file, text.replace(&from, &format!("crls = [\"{}\"]", list.display()))).expect("write");
+        world.process().hang_up();
+        let reloading = manager.told();
+        let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+        assert!(time.trim().parse::<u64>().is_ok_and(|time| time > 0), "{reloading}");
+        manager.told()
+    };
+    let told = change(&elsewhere);
+    assert!(told.starts_with("READY=1\nSTATUS=generation 1 is served; a reload was refused"), "{told}");
+    let told = change(&later);
+    assert!(told.starts_with("READY=1\nSTATUS=generation 2 is served"), "{told}");
+    let why = world.process().logged(|line| line["message"] == "configuration");
+    let why = why["problem"].as_str().expect("a problem");
+    assert!(why.contains("list.crl") && why.contains("Permission denied") && why.contains("sandbox.read"), "{why}");
+    assert_eq!(world.ask(WHOAMI).status, 200);
+}
+
 /// Sent to whoever makes a system call that ends it; of this number on every architecture but MIPS.
 const SIGSYS: i32 = 31;
+
+// ---- pressure
+
+/// A gateway that may have 128 files open, of which half are kept for backends; its requests to `/rest/held` wait for `gate`.
+fn with_few_descriptors(gate: &Arc<RwLock<()>>, backend_connections_max: usize) -> World {
+    let gate = gate.clone();
+    let setup = Setup::new().gateway("handshake_timeout = \"10s\"", "handshake_timeout = \"60s\"");
+    let setup = setup.gateway("connections_max = 64", &format!("connections_max = {backend_connections_max}"));
+    setup.spawn_under(&["prlimit", "--nofile=128"], &[], move |exchange| {
+        exchange.read_body();
+        if exchange.request.target() == "/rest/held" {
+            drop(gate.read());
+        }
+        exchange.answer("200 OK", "", b"x");
+    })
+}
+
+fn refused(world: &World, reason: &str) -> f64 {
+    world.metric(&format!("dwarpal_connections_refused_total{{reason=\"{reason}\"}}"))
+}
+
+#[test]
+fn short_of_descriptors_new_connections_go_first() {
+    let world = with_few_descriptors(&Arc::default(), 64);
+    let mut partner = world.alpha();
+    assert_eq!(partner.ask(REST).status, 200);
+    assert_eq!(world.observe(ALPHA, "/readyz").map(|(status, _)| status), Some(200));
+    let crowd: Vec<TcpStream> = (0..300).map(|_| line::tcp(ALPHA_TOO, world.address).expect("accepted")).collect();
+    eventually("most are turned away", || refused(&world, "fd-pressure") > 200.0);
+    assert_eq!(world.metric("dwarpal_pressure{resource=\"descriptors\"}"), 1.0);
+    let (status, why) = world.observe(ALPHA, "/readyz").expect("it answers");
+    assert!(status == 503 && why.contains("file descriptors"), "{status} {why}");
+    // Who is connected goes on, with as many backend connections as it takes.
+    for _ in 0..20 {
+        assert_eq!(partner.ask(REST).status, 200);
+    }
+    assert_eq!(refused(&world, "accept-failed"), 0.0, "there was always one left");
+    drop(crowd);
+    eventually("it recovers", || world.observe(ALPHA, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert_eq!(world.alpha().ask(REST).status, 200);
+    assert_eq!(world.metric("dwarpal_pressure{resource=\"descriptors\"}"), 0.0);
+}
+
+#[test]
+fn without_any_descriptor_nobody_is_left_waiting() {
+    let gate = Arc::<RwLock<()>>::default();
+    let world = with_few_descriptors(&gate, 128);
+    let closed = gate.write().expect("gate");
+    let mut partner = frames::connect(&world, &pki().alpha, ALPHA);
+    let mut crowd: Vec<TcpStream> = (0..100).map(|_| line::tcp(ALPHA_TOO, world.address).expect("accepted")).collect();
+    eventually("half is taken", || refused(&world, "fd-pressure") > 0.0);
+    // A request each takes a descriptor of those that are kept, until there is none.
+    partner.send((0..100).flat_map(|n| frames::request(1 + 2 * n, "GET", "/rest/held")).collect::<Vec<u8>>());
+    let mut refused_streams = 0;
+    while refused_streams == 0 {
+        let (kind, ..) = frames::next(&mut partner).expect("an answer");
+        refused_streams += usize::from(kind == frames::HEADERS);
+    }
+    // No descriptor is left. Whoever comes now is told so, by closing, and not kept in a queue.
+    for _ in 0..20 {
+        let mut late = line::tcp(ALPHA_TOO, world.address).expect("the kernel accepts");
+        match read_to_close(&mut late) {
+            Ok(bytes) => assert_eq!(bytes, b""),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+    drop(closed);
+    crowd.clear();
+    eventually("it recovers", || world.observe(ALPHA, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert!(refused(&world, "accept-failed") >= 20.0);
+    assert_eq!(world.ask(REST).status, 200);
+}
+
+#[test]
+fn short_of_memory_new_connections_go_first() {
+    let resident = |world: &mut World| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", world.process().child.id())).expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("resident memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    };
+    let idle = resident(&mut Setup::new().spawn(one_person));
+    let limit = format!("\n[pressure]\nmemory_max = \"{}B\"\n", idle + (8 << 20));
+    let setup = Setup::new().section(&limit).gateway("connections_max = 1000", "connections_max = 5000");
+    let setup = setup.gateway("connections_per_source_max = 500", "connections_per_source_max = 5000");
+    let world = setup.partner("alpha", "connections_max = 1000", "connections_max = 5000").spawn(one_person);
+    let mut partner = world.alpha();
+    assert_eq!(partner.ask(REST).status, 200);
+    assert!((0.1..0.9).contains(&world.metric("dwarpal_memory_used_ratio")), "{}", world.metrics());
+    let mut crowd = Vec::new();
+    let attempt = || line::attempt(world.address, Some(&pki().alpha), ALPHA_TOO, b"http/1.1", default_provider());
+    while let Ok(line) = attempt() {
+        crowd.push(line);
+        assert!(crowd.len() < 4_000, "memory never runs short");
+    }
+    assert!(refused(&world, "memory-pressure") >= 1.0, "{}", world.metrics());
+    assert_eq!(world.metric("dwarpal_pressure{resource=\"memory\"}"), 1.0);
+    let (status, why) = world.observe(ALPHA, "/readyz").expect("it answers");
+    assert!(status == 503 && why.contains("memory"), "{status} {why}");
+    assert_eq!(partner.ask(REST).status, 200, "who is connected goes on");
+    // The allocator may keep what the crowd leaves; there is room for others all the same.
+    drop(crowd);
+    eventually("it recovers", || world.observe(ALPHA, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert_eq!(world.ask(REST).status, 200);
+    assert_eq!(partner.ask(REST).status, 200);
+}
+
+// ---- the end
+
+/// A gateway whose backend does not answer while `gate` is held.
+fn with_a_slow_backend(gate: &Arc<RwLock<()>>, drain_timeout: &str) -> World {
+    let gate = gate.clone();
+    let setup = Setup::new().gateway("drain_timeout = \"0s\"", &format!("drain_timeout = \"{drain_timeout}\""));
+    setup.spawn(move |exchange| {
+        exchange.read_body();
+        drop(gate.read());
+        exchange.answer("200 OK", "", b"late");
+    })
+}
+
+fn with_a_request_under_way(world: &World) -> line::Line {
+    let mut busy = world.alpha();
+    busy.send(REST);
+    world.backend.requests(1);
+    busy
+}
+
+#[test]
+fn draining_has_an_end() {
+    let gate = Arc::<RwLock<()>>::default();
+    let mut world = with_a_slow_backend(&gate, "1s");
+    let closed = gate.write().expect("gate");
+    let mut busy = with_a_request_under_way(&world);
+    let begun = Instant::now();
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    assert!((1_000..8_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    let warned = world.process().logged(|line| line["message"] == "drain timeout: connections are closed");
+    assert_eq!((&warned["level"], &warned["connections"]), (&"WARN".into(), &1.into()));
+    busy.assert_closed();
+    drop(closed);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let gate = Arc::<RwLock<()>>::default();
+    let mut world = with_a_slow_backend(&gate, "60s");
+    let closed = gate.write().expect("gate");
+    let mut busy = with_a_request_under_way(&world);
+    world.process().terminate();
+    world.process().logged(|line| line["message"] == "draining");
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(4));
+    busy.assert_closed();
+    drop(closed);
+}
+
+// ---- the clock
+
+/// The system's clock as one process sees it, by libfaketime.
+struct Steps {
+    directory: TempDir,
+    library: String,
+    file: String,
+}
+
+impl Steps {
+    fn new() -> Steps {
+        let places = std::fs::read_dir("/usr/lib").expect("libraries").map(|place| place.expect("a place").path());
+        let candidates = places.map(|place| place.join("faketime/libfaketimeMT.so.1"));
+        let library = candidates.into_iter().find(|library| library.exists()).expect("install the package faketime");
+        let directory = TempDir::new().expect("directory");
+        let file = directory.path().join("clock").display().to_string();
+        let steps = Steps { directory, library: library.display().to_string(), file };
+        steps.to("+0");
+        steps
+    }
+
+    fn environment(&self) -> [(&str, &str); 4] {
+        [
+            ("LD_PRELOAD", &self.library),
+            ("FAKETIME_TIMESTAMP_FILE", &self.file),
+            ("FAKETIME_NO_CACHE", "1"),
+            // Steps of the date never are steps of this clock.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]
+    }
+
+    /// Sets the clock this far from the real one.
+    fn to(&self, offset: &str) {
+        let next = self.directory.path().join("next");
+        std::fs::write(&next, format!("{offset}\n")).expect("write");
+        std::fs::rename(next, &self.file).expect("rename");
+    }
+}
+
+#[test]
+fn a_step_of_the_clock_hurts_nothing() {
+    let steps = Steps::new();
+    let gate = Arc::<RwLock<()>>::default();
+    let held = gate.clone();
+    // One network is valid for another hour, and one route may be asked for three times a day.
+    let expires = Clock::system().now().plus(Duration::from_secs(3_600)).to_string();
+    let setup = Setup::new()
+        .section(&format!("\n[sandbox]\nread = [\"{}\"]\n", steps.directory.path().display()))
+        .partner("alpha", &format!("{ALPHA_TOO}/32\""), &format!("{ALPHA_TOO}/32\"\nexpires = \"{expires}\""))
+        .partner("alpha", "route = \"files\"", "route = \"files\"\nrequests = \"1/d burst 3\"");
+    let mut world = setup.spawn_under(&[], &steps.environment(), move |exchange| {
+        exchange.read_body();
+        if exchange.request.target() == "/rest/held" {
+            drop(held.read());
+        }
+        exchange.answer("200 OK", "", b"x");
+    });
+    let files = "GET /files/x HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let wait = |world: &World| {
+        let refused = world.ask(files);
+        assert_eq!((refused.status, refused.problem().as_str()), (429, "rate-limited"));
+        refused.header("retry-after").parse::<u64>().expect("seconds")
+    };
+    let day = 86_400;
+    let mut guest = world.line(&pki().alpha, ALPHA_TOO);
+    assert_eq!(guest.ask(REST).status, 200);
+    assert_eq!([0; 3].map(|_| world.ask(files).status), [200; 3]);
+    assert!((day - 60..=day).contains(&wait(&world)));
+    let closed = gate.write().expect("gate");
+    let mut busy = world.alpha();
+    busy.send(REST.replace("/rest/x", "/rest/held"));
+    let mut idle = world.alpha();
+    assert_eq!(idle.ask(REST).status, 200);
+
+    // Forward, by two hours: what expires in the meantime has expired, and the rate has gained two hours.
+    steps.to("+7200");
+    let stepped = |line: &serde_json::Value, how: &str| line["message"].as_str().is_some_and(|text| text.contains(how));
+    let line = world.process().logged(|line| stepped(line, "went forward"));
+    assert!((7_190..=7_200).contains(&line["seconds"].as_u64().expect("seconds")), "{line}");
+    assert_eq!(guest.ask(REST).problem(), "network-not-allowed");
+    assert!((day - 7_260..=day - 7_200).contains(&wait(&world)));
+    assert_eq!(idle.ask(REST).status, 200, "an idle connection is not old by a date");
+    assert_eq!(world.metric("dwarpal_clock_ahead_seconds"), 0.0);
+
+    // Back, by a day and more: nothing comes to life again, and nobody waits longer.
+    steps.to("-90000");
+    let line = world.process().logged(|line| stepped(line, "was set back"));
+    assert!((97_190..=97_260).contains(&line["seconds"].as_u64().expect("seconds")), "{line}");
+    let stranger = line::attempt(world.address, Some(&pki().alpha), ALPHA_TOO, b"http/1.1", default_provider());
+    assert!(stranger.is_err() && refused(&world, "network-unknown") == 1.0, "its network stays expired");
+    assert!((day - 7_320..=day - 7_200).contains(&wait(&world)));
+    assert_eq!(idle.ask(REST).status, 200);
+    assert_eq!(world.ask(REST).status, 200, "new connections as well");
+    assert!(world.metric("dwarpal_clock_ahead_seconds") > 97_000.0);
+    drop(closed);
+    let answer = busy.answer(false);
+    assert_eq!((answer.status, answer.text().as_str()), (200, "x"), "what was under way ends as it would have");
+
+    // A restart goes by the real clock, which is behind the one before, and keeps the limit: for no longer than a refill.
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    world.restart();
+    assert!((day - 7_320..=3 * day).contains(&wait(&world)));
+    assert_eq!(world.line(&pki().alpha, ALPHA_TOO).ask(REST).status, 200, "by this clock it is still valid");
+}

@@ -94,6 +94,50 @@ fn connections_of_one_partner_are_capped() {
     assert!(world.metrics().contains("reason=\"connections-partner\""));
 }
 
+#[test]
+fn a_stolen_certificate_takes_none_of_its_partners_places() {
+    let setup = Setup::new().partner("alpha", "connections_max = 1000", "connections_max = 1");
+    let world = setup.start(one_person);
+    // From another partner's network it gets refusals, and no connection to keep.
+    for _ in 0..3 {
+        let mut stolen = world.line(&pki().alpha, BETA);
+        let refused = stolen.ask(WHOAMI);
+        refused.assert_refused(403, "network-not-allowed");
+        assert_eq!(refused.header("connection"), "close");
+        assert_eq!(world.ask(WHOAMI).status, 200);
+        eventually("the place comes back", || world.metric("dwarpal_partner_connections{partner=\"alpha\"}") == 0.0);
+    }
+    let mut idle = world.line(&pki().alpha, BETA);
+    assert_eq!(world.ask(WHOAMI).status, 200, "a connection from elsewhere that asks nothing takes no place either");
+    idle.ask(WHOAMI).assert_refused(403, "network-not-allowed");
+}
+
+#[test]
+fn one_address_cannot_hold_every_handshake() {
+    let limits = "handshake_timeout = \"10s\"\nhandshakes_max = 4\nhandshakes_per_source_max = 2";
+    let mut world = Setup::new().gateway("handshake_timeout = \"10s\"", limits).spawn(one_person);
+    let begin = |source| line::tcp(source, world.address).expect("the kernel accepts");
+    let mut stalled: Vec<_> = (0..2).map(|_| begin(BETA)).collect();
+    // The third of them is closed without a word; others go on.
+    let mut third = begin(BETA);
+    assert_eq!(read_to_close(&mut third).unwrap_or_default(), b"");
+    eventually("it is counted", || world.metric("dwarpal_handshakes_total{result=\"busy\"}") == 1.0);
+    assert_eq!(world.line(&pki().alpha, ALPHA).ask(WHOAMI).status, 200);
+    let logged = world.process().logged(|line| line["message"] == "handshake refused");
+    assert_eq!((&logged["reason"], &logged["source"]), (&"busy".into(), &BETA.to_string().into()));
+    stalled.clear();
+    eventually("their places come back", || {
+        let line = line::attempt(
+            world.address,
+            Some(&pki().beta),
+            BETA,
+            b"http/1.1",
+            rustls::crypto::aws_lc_rs::default_provider(),
+        );
+        line.is_ok_and(|mut line| line.ask(WHOAMI).status == 200)
+    });
+}
+
 // ---- rates
 
 #[test]

@@ -1,5 +1,7 @@
 //! What holds of the whole? One integration binary; these modules are its table of contents.
 
+/// Several servers, one of them down; a zoo of answers that no partner may see; TLS and HTTP/2 to the backend.
+mod backends;
 /// Balancers that say for whom they connect, HAProxy among them.
 mod balancer;
 /// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
@@ -8,6 +10,8 @@ mod clients;
 mod configuration;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
+/// Hostile callers: bytes, frames, slowness and floods, row by row.
+mod hostile;
 /// Starting, confined, watched, under pressure, through steps of the clock, to the end.
 mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.

@@ -732,6 +732,29 @@ struct Ground<'w> {
     purpose: Option<String>,
 }
 
+/// Whether a path that `way` passes through may be the lookup `other` to a backend that is lenient about case, slashes at
+/// the end and what follows.
+fn is_disguised(other: &Way, way: &Way, path: &str) -> bool {
+    let shape = |way: &Way| {
+        way.path.split('/').map(rank_and_text).map(|(rank, text)| (rank, text.to_owned())).collect::<Vec<_>>()
+    };
+    if other.lookup.is_none() || shape(other) == shape(way) {
+        return false;
+    }
+    let path = path.trim_end_matches('/').to_lowercase();
+    let (mut asked, deeper) = (path.split('/'), way.path.ends_with("**"));
+    for wanted in other.path.split('/') {
+        match (wanted, asked.next()) {
+            ("**", Some(_)) => return true,
+            (_, None) => return false,
+            (wanted, Some(_)) if wanted.starts_with('{') => {}
+            (wanted, Some(asked)) if wanted.to_lowercase() == asked => {}
+            _ => return false,
+        }
+    }
+    deeper || asked.next().is_none()
+}
+
 /// The rules, one after the other. The error has every reason that holds in the first step that refuses.
 fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Reason>> {
     use Reason::*;
@@ -774,6 +797,9 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     let best =
         best.min_by_key(|(_, way)| way.path.split('/').map(|segment| rank_and_text(segment).0).collect::<Vec<_>>());
     let (at, way) = best.ok_or(vec![NoRoute])?;
+    if way.lookup.is_none() && world.ways.iter().any(|other| is_disguised(other, way, &request.path)) {
+        return Err(vec![NoRoute]);
+    }
     let grant = caller.grants.iter().find(|grant| grant.way == at).ok_or(vec![NoGrant])?;
 
     if way.lookup.is_some() && way.members().is_empty() && !matches!(request.body, Body::Absent) {
@@ -783,13 +809,10 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     step(&declared_once(&asked, &way.parameters(), [ParameterUndeclared, ParameterDuplicate, ParameterMissing]))?;
     let ground = |purpose| Ok(Ground { caller: owner, network, way: Some(at), purpose });
     let Some(declared) = &way.lookup else { return ground(None) };
-    match (&request.body, way.members().is_empty()) {
-        (_, true) => {}
-        (Body::Members(members), false) => {
-            let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
-            step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
-        }
-        (_, false) => return Err(vec![BodyNotJson]),
+    if !way.members().is_empty() {
+        let Body::Members(members) = &request.body else { return Err(vec![BodyNotJson]) };
+        let sent: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
+        step(&declared_once(&sent, &way.members(), [MemberUndeclared, MemberDuplicate, MemberMissing]))?;
     }
     let actor = declared.actor.and_then(|place| request.at(place));
     let subject = request.at(&declared.subject).ok_or(IdentifierMissing);

@@ -81,8 +81,7 @@ fn default_provider() -> rustls::crypto::CryptoProvider {
 fn signal_command_and_a_changed_file_all_reload() {
     let setup = Setup::new();
     let mut world = setup.clone().spawn(one_person);
-    let hang_up = world.process().child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-HUP", &hang_up]).status().expect("kill").success());
+    world.process().hang_up();
     eventually("the signal is heard", || world.metric(SERVED) == 2.0);
 
     let (code, out, error) = world.command(&["reload"]);
@@ -338,7 +337,8 @@ fn a_frozen_partner_gets_nothing_until_it_is_thawed() {
     for (wait, least) in waits.iter().zip([250, 500, 1_000]) {
         assert!(*wait >= Duration::from_millis(least), "{waits:?}");
     }
-    assert_eq!(world.metric("dwarpal_handshakes_total{result=\"partner-frozen\"}"), 3.0);
+    let refused = "dwarpal_handshakes_total{result=\"partner-frozen\"}";
+    eventually("they are counted", || world.metric(refused) == 3.0);
     assert_eq!(world.metric("dwarpal_partner_frozen{partner=\"alpha\"}"), 1.0);
     let logged = world.process().logged(|line| line["message"] == "handshake refused");
     assert!(logged["subject"].as_str().is_some_and(|subject| subject.contains("alpha")), "{logged}");

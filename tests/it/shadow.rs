@@ -165,7 +165,7 @@ fn a_line_of_the_log_says_what_would_have_been_refused() {
     let said = of(&refused);
     assert_eq!((&said["message"], &said["reason"]), (&"request".into(), &"no-route".into()), "{said}");
     assert_eq!(said["shadow"], "rate-partner", "{said}");
-    assert!(said["rule"].as_str().is_some_and(|rule| rule.starts_with("charge: ")), "{said}");
+    assert!(said["rule"].as_str().is_some_and(|rule| rule.starts_with("admit: ")), "{said}");
     let log = process.log();
     assert_eq!(log.lines().filter(|line| line.contains("\"decision\"")).count(), 2, "{log}");
     assert!(!log.contains("6412345678"), "{log}");
@@ -186,6 +186,11 @@ fn a_network_in_shadow_lets_in_and_counts_what_nothing_else_would() {
     assert_eq!(counted(&world), [""; 0]);
     let mut gamma = world.line(&pki().gamma, GAMMA);
     assert_eq!([(); 2].map(|()| gamma.ask(REST).status), [200; 2]);
+    assert_eq!(
+        world.metric("dwarpal_partner_connections{partner=\"gamma\"}"),
+        1.0,
+        "its places are taken all the same"
+    );
     gamma.ask("GET /files/x HTTP/1.1\r\nhost: localhost\r\n\r\n").assert_refused(403, "no-grant");
     let known = gamma.ask(WHOAMI);
     assert_eq!((known.status, &known.json()["network"]["cidr"]), (200, &"127.0.0.4/32".into()));

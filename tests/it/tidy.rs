@@ -83,6 +83,7 @@ fn a_crate_is_imported_only_where_it_belongs() {
         ("landlock", &["src/sandbox.rs"]),
         ("seccompiler", &["src/sandbox.rs"]),
         ("libc", &["src/sandbox.rs"]),
+        ("rlimit", &["src/cli/serve.rs", "src/pressure.rs"]),
         ("sd_notify", &["src/service.rs"]),
         ("crc32c", &["src/proxy/proxy_protocol.rs", "src/state/store.rs"]),
         ("redis", &[]),

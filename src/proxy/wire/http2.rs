@@ -114,6 +114,11 @@ impl Meter {
         }
     }
 
+    /// For a server's stream: it has no preface but its first frame.
+    pub fn of_server(limits: &FrameLimits) -> Meter {
+        Meter { skip: 0, ..Meter::new(limits) }
+    }
+
     /// Counts the frames that begin in the next bytes from the client. The first violation is the answer from then on.
     pub fn feed(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), Violation> {
         if let Some(violation) = self.violation {

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
@@ -18,6 +19,7 @@ struct Shared {
     requests: Mutex<Vec<Recorded>>,
     arrived: Condvar,
     connections: AtomicUsize,
+    open: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -82,7 +84,11 @@ impl Backend {
                 }
                 server.connections.fetch_add(1, Ordering::SeqCst);
                 let (shared, script) = (server.clone(), script.clone());
-                thread::spawn(move || converse(stream, &shared, &*script));
+                shared.open.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || {
+                    converse(stream, &shared, &*script);
+                    shared.open.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
         Backend { address, shared }
@@ -110,6 +116,11 @@ impl Backend {
 
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that have not ended.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
     }
 
     pub fn forget(&self) {
@@ -269,6 +280,34 @@ impl Exchange {
     pub fn answer(&mut self, status: &str, fields: &str, body: &[u8]) {
         let head = format!("HTTP/1.1 {status}\r\n{fields}content-length: {}\r\n\r\n", body.len());
         self.write([head.as_bytes(), body].concat());
+    }
+
+    /// Writes the same again and again, with a pause if there is one, until the gateway ends the connection.
+    pub fn flood(&mut self, bytes: &[u8], pause: Duration) {
+        let stream = self.reader.get_mut();
+        stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+        let begun = Instant::now();
+        while stream.write_all(bytes).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "the gateway takes it for ever");
+            if !pause.is_zero() {
+                thread::park_timeout(pause);
+            }
+        }
+        self.open = false;
+    }
+
+    /// Says no more, and waits for the gateway to end the connection.
+    pub fn hold(&mut self) {
+        self.reader.get_mut().set_read_timeout(Some(PATIENCE)).expect("timeout");
+        let _ = self.reader.read_to_end(&mut Vec::new());
+        self.open = false;
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(&mut self) {
+        let stream = self.reader.get_ref();
+        socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        self.open = false;
     }
 
     /// Ends this side of the connection, and waits for the gateway to end the other.
