@@ -93,6 +93,12 @@ pub struct Union {
     v6: Segments<u128>,
 }
 
+impl Match {
+    pub fn lets_in(self) -> bool {
+        matches!(self, Match::Found(_) | Match::Shadow(_))
+    }
+}
+
 impl NetworkId {
     pub fn index(self) -> usize {
         self.0 as usize
@@ -805,7 +811,7 @@ mod tests {
     }
 
     fn admits(networks: &Networks, addr: IpAddr, now: u64) -> bool {
-        matches!(networks.find(addr, seconds(now)), Match::Found(_) | Match::Shadow(_))
+        networks.find(addr, seconds(now)).lets_in()
     }
 
     proptest! {

@@ -33,7 +33,6 @@ use crate::config::settings::{Http, Settings};
 use crate::gateway::Gateway;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt};
-use crate::policy::networks::Match;
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
 use crate::policy::{PartnerId, Sender};
@@ -93,7 +92,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
     // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
     let admitted = partner.filter(|id| {
         let networks = &snapshot.policy.partner(*id).networks;
-        matches!(networks.find(source, gateway.clock.now()), Match::Found(_))
+        networks.find(source, gateway.clock.now()).lets_in()
     });
     let place = admitted.and_then(|id| {
         let partner = snapshot.policy.partner(id);
@@ -340,7 +339,7 @@ impl Peer {
         let Some(partner) = id.map(|id| snapshot.policy.partner(id)).filter(|partner| partner.name == *name) else {
             return Some(Withdrawn::Identity);
         };
-        if !matches!(partner.networks.find(self.source, now), Match::Found(_) | Match::Shadow(_)) {
+        if !partner.networks.find(self.source, now).lets_in() {
             return Some(Withdrawn::Network);
         }
         (state.narrowed() > before).then_some(Withdrawn::Grant)

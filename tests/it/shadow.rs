@@ -186,6 +186,11 @@ fn a_network_in_shadow_lets_in_and_counts_what_nothing_else_would() {
     assert_eq!(counted(&world), [""; 0]);
     let mut gamma = world.line(&pki().gamma, GAMMA);
     assert_eq!([(); 2].map(|()| gamma.ask(REST).status), [200; 2]);
+    assert_eq!(
+        world.metric("dwarpal_partner_connections{partner=\"gamma\"}"),
+        1.0,
+        "its places are taken all the same"
+    );
     gamma.ask("GET /files/x HTTP/1.1\r\nhost: localhost\r\n\r\n").assert_refused(403, "no-grant");
     let known = gamma.ask(WHOAMI);
     assert_eq!((known.status, &known.json()["network"]["cidr"]), (200, &"127.0.0.4/32".into()));
