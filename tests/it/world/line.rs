@@ -203,6 +203,16 @@ impl Line {
         }
     }
 
+    /// Waits for an answer's head; `false` where the connection ends before.
+    pub fn arrives(&mut self) -> bool {
+        while parse_head(&self.pending).is_none() {
+            if !self.more().unwrap_or(false) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Reads one head, of an interim answer or a final one.
     #[track_caller]
     pub fn head(&mut self) -> Answer {
