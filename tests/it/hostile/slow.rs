@@ -152,7 +152,7 @@ fn a_body_that_stops_over_http2_is_a_408_and_the_connection_goes_on() {
 #[test]
 fn an_answer_that_nobody_reads_is_given_up() {
     let world = Setup::new()
-        .gateway("request_timeout = \"30s\"", "request_timeout = \"1s\"")
+        .gateway("request_timeout = \"30s\"", "request_timeout = \"3s\"")
         .gateway("idle_timeout = \"30s\"\nrequest", "idle_timeout = \"2s\"\nrequest")
         .start(one_person);
     let mut partner = WellBehaved::new(&world);
