@@ -31,8 +31,8 @@ const DESCRIPTORS_KEPT: u64 = 64;
 impl Pressure {
     pub fn of(settings: &Settings) -> Pressure {
         let allowed = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
-        let backends: usize = settings.backends.iter().map(|backend| backend.connections_max).sum();
-        let kept = (backends * settings.listen.workers) as u64 + DESCRIPTORS_KEPT;
+        let of_worker = settings.backends.iter().map(|backend| backend.connections_max * backend.servers.len());
+        let kept = (of_worker.sum::<usize>() * settings.listen.workers) as u64 + DESCRIPTORS_KEPT;
         Pressure {
             descriptors_max: allowed - kept.min(allowed / 2),
             descriptors_short: AtomicBool::new(false),
