@@ -437,7 +437,7 @@ fn messages() -> Vec<Row> {
         row("pings", Cve("2019-9512"), &[], frame(PING, 0, 0, &[0; 8]).repeat(40), Dropped("ping-flood")),
         row("answers to pings that nobody sent", Cwe(770), &[], frame(PING, ACK, 0, &[0; 8]).repeat(200), Dropped("ack-flood")),
         row("priorities", Cve("2019-9513"), &[], priority(1, 0, 255).repeat(200), Dropped("priority-flood")),
-        row("goodbyes", Cwe(770), &[], frame(0x42, 0, 0, &[0; 8]).repeat(200), Dropped("other-frame-flood")),
+        row("frames of an unknown type", Cwe(770), &[], frame(0x42, 0, 0, &[0; 8]).repeat(200), Dropped("other-frame-flood")),
         row("windows", Cwe(770), &[], window_update(0, 1).repeat(3_000), Dropped("window-update-flood")),
         row("streams that are opened and reset", Cve("2023-44487"), &[], (0..200).flat_map(|at| all(&[&lookup(2 * at + 1), &reset(2 * at + 1, CANCEL)])).collect::<Vec<_>>(), Dropped("reset-flood")),
     ]
