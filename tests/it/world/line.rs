@@ -326,6 +326,19 @@ impl Line {
         }
     }
 
+    /// Ends this side of the connection; the other may go on.
+    pub fn half_close(&mut self) {
+        self.stream.conn.send_close_notify();
+        let _ = self.stream.flush();
+        let _ = self.stream.sock.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Has the keys of this side changed, and asks for the same of the other (RFC 8446 section 4.6.3).
+    pub fn change_keys(&mut self) -> io::Result<()> {
+        self.stream.conn.refresh_traffic_keys().map_err(io::Error::other)?;
+        self.stream.flush()
+    }
+
     /// Cuts the connection without a word.
     pub fn hang_up(self) {
         let _ = self.stream.sock.shutdown(std::net::Shutdown::Both);
