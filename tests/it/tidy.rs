@@ -254,3 +254,18 @@ fn the_readme_lists_every_reason_and_every_metric() {
     }
     none(&missing, "README.md does not list");
 }
+
+/// A cell that names a test which is gone would be a promise that nobody keeps.
+#[test]
+fn the_table_of_failures_names_tests_that_exist() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("a file");
+    let (_, table) = text.split_once("## Fail closed").expect("the section");
+    let (table, _) = table.split_once("\n## ").expect("the next section");
+    let named: Vec<&str> = table.split('`').skip(1).step_by(2).filter_map(|code| code.strip_suffix('…')).collect();
+    assert!(named.len() >= 25, "{named:?}");
+    let tests = files(&["src", "tests"], &["rs"]);
+    let exists = |start: &str| tests.iter().any(|file| file.text.contains(&format!("fn {start}")));
+    let gone: Vec<_> =
+        named.iter().map(|name| name.rsplit("::").next().unwrap_or(name)).filter(|name| !exists(name)).collect();
+    none(&gone.into_iter().map(str::to_owned).collect::<Vec<_>>(), "ARCHITECTURE.md names tests that are not there");
+}
