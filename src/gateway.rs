@@ -182,9 +182,9 @@ impl Gateway {
         } else if self.state.is_broken() {
             Err("what partners use up cannot be kept on the disk")
         } else if self.pressure.descriptors_short() {
-            Err("shedding new connections: too few file descriptors")
+            Err("new connections are shed: too few file descriptors")
         } else if self.pressure.memory_short(self.load.open()) {
-            Err("shedding new connections: too little memory")
+            Err("new connections are shed: too little memory")
         } else {
             Ok(())
         }

@@ -69,7 +69,7 @@ impl Gateway {
     }
 
     fn build(&self, old: &Snapshot) -> Result<(Snapshot, Vec<Problem>), Vec<Problem>> {
-        let config = config::load(&self.origin.directory, &self.origin.overrides)?;
+        let config = config::load_with(&self.origin.directory, &self.origin.overrides, Snapshot::file_problems)?;
         let now = self.clock.now();
         let file = self.origin.directory.join("gateway.toml");
         let mut problems = immovable(&file.display().to_string(), &old.settings, &config.settings);

@@ -119,6 +119,11 @@ impl Snapshot {
         Ok(Snapshot::assemble(read, material, state))
     }
 
+    /// What is wrong with the files that these settings name, for a configuration that is refused in any case.
+    pub fn file_problems(settings: &Settings) -> Vec<Problem> {
+        Material::load(settings, &State::default()).err().unwrap_or_default()
+    }
+
     /// The same configuration with its certificates, keys and lists read anew.
     pub fn renew(&self, state: &State) -> Result<Snapshot, Vec<Problem>> {
         let material = Material::load(&self.read.settings, state)?;
@@ -304,15 +309,15 @@ fn digest(issuers: &[TrustedIssuer]) -> [u8; 32] {
 }
 
 fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
-    let chain = certificates(&tls.certificate, None, "tls.certificate", problems);
+    let chain = certificates(&tls.certificate, Some(&tls.place), "tls.certificate", problems);
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
         let hint = "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)";
-        problems.push(unreadable(&tls.key, None, "tls.key", &error, hint));
+        problems.push(unreadable(&tls.key, Some(&tls.place), "tls.key", &error, hint));
     });
     let (chain, key) = (chain?, key.ok()?);
     let Some((not_after, names)) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf)))) else {
         let hint = "it is the gateway's certificate in PEM, with those of its chain behind it";
-        problems.push(unreadable(&tls.certificate, None, "tls.certificate", &"not a certificate", hint));
+        problems.push(unreadable(&tls.certificate, Some(&tls.place), "tls.certificate", &"not a certificate", hint));
         return None;
     };
     let digest = sha256(&chain.iter().flat_map(|certificate| certificate.to_vec()).collect::<Vec<u8>>());
@@ -322,7 +327,7 @@ fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
             rustls::Error::InconsistentKeys(_) => "this certificate does not belong to tls.key".to_owned(),
             other => other.to_string(),
         };
-        let problem = Problem::error(tidy(&tls.certificate), "tls.certificate", message);
+        let problem = at(&tls.place, "tls.certificate", &tls.certificate, message);
         problems.push(problem.with_hint(format!("the key is {}", tidy(&tls.key))));
     });
     Some(Own { key: Arc::new(SingleCertAndKey::from(certified.ok()?)), not_after, names, digest })
@@ -493,6 +498,9 @@ pub(crate) fn unreadable(
         Some(place) => at(place, key, path, message),
         None => Problem::error(tidy(path), key, message),
     };
+    if tidy(path).contains("certs/dev/") && !path.exists() {
+        return problem.with_hint("`dwarpal pki dev` makes the development certificates");
+    }
     problem.with_hint(hint)
 }
 

@@ -24,7 +24,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> u8 {
-    let config = match config::load(&arguments.config, &arguments.overrides.overrides()) {
+    let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
     };

@@ -13,6 +13,7 @@ use crate::config;
 use crate::config::settings::{Log, LogFormat, LogLevel, Overrides};
 use crate::demo::backend::{self, Site, World};
 use crate::demo::pki::{self, Made};
+use crate::demo::registry::MOBILE_TO_TRY;
 use crate::demo::tour;
 use crate::gateway::{Gateway, Running, StartError};
 use crate::log;
@@ -138,7 +139,7 @@ fn invite(running: &Running, certs: &Path) {
     curl(
         "icmr",
         &format!(
-            "{post} -d '{{\"mobile\":\"6412345678\",\"purpose\":\"care\"}}' https://localhost:{port}/v1/lookup/mobile"
+            "{post} -d '{{\"mobile\":\"{MOBILE_TO_TRY}\",\"purpose\":\"care\"}}' https://localhost:{port}/v1/lookup/mobile"
         ),
     );
     curl(

@@ -66,7 +66,7 @@ struct OverrideArguments {
     /// Worker threads
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
-    /// Address of a backend; may be repeated
+    /// Address of a backend's only server; may be repeated
     #[arg(long, value_name = "NAME=ADDRESS:PORT", value_parser = named_address)]
     backend: Vec<(String, SocketAddr)>,
 }

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::gateway::{Gateway, Running, StartError};
 use crate::sandbox::{self, Sandbox};
+use crate::snapshot::Snapshot;
 use crate::{log, service};
 
 #[derive(Args)]
@@ -24,7 +25,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> u8 {
-    let config = match config::load(&arguments.config, &arguments.overrides.overrides()) {
+    let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
     };

@@ -50,18 +50,20 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let backend_names = root.declared("backend");
     let routes = root.tables("route", |table| route(table, &backends, &backend_names));
     let hosts = listen.as_ref().map(|(_, hosts)| hosts.clone()).unwrap_or_default();
+    // A table that could not be read stands in its default here, so that what the others name is looked at as well; the
+    // configuration is refused for it.
     let settings = || {
         Some(Settings {
             listen: listen?.0,
             tls: Tls { issuers: issuers.clone(), ..tls? },
-            http: http?.unwrap_or_else(default_http),
+            http: http.flatten().unwrap_or_else(default_http),
             metrics: metrics?,
-            log: log?.unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
-            sandbox: sandbox?.unwrap_or_else(default_sandbox),
-            memory_max: memory_max?.flatten(),
+            log: log.flatten().unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
+            sandbox: sandbox.flatten().unwrap_or_else(default_sandbox),
+            memory_max: memory_max.flatten().flatten(),
             directory: data?,
             backends,
-            limiter_entries_max: entries_max?.unwrap_or(ENTRIES_MAX) as usize,
+            limiter_entries_max: entries_max.flatten().unwrap_or(ENTRIES_MAX) as usize,
         })
     };
     let (issuer_names, route_names) = (root.declared("issuer"), root.declared("route"));
@@ -153,6 +155,7 @@ fn tls(table: &Reader, directory: &Path) -> Option<Tls> {
         handshakes_max: handshakes_max? as usize,
         handshakes_per_source_max: handshakes_per_source_max? as usize,
         issuers: Vec::new(),
+        place: table.place(),
     })
 }
 

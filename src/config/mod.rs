@@ -51,12 +51,27 @@ impl Origin {
 
 /// Reads `gateway.toml`, `partners/*.toml` and `cases/*.toml` below `directory`.
 pub fn load(directory: &Path, overrides: &Overrides) -> Result<Config, Vec<Problem>> {
+    load_with(directory, overrides, |_| Vec::new())
+}
+
+/// The same; where the configuration is refused, `files` adds what is wrong with the files that the settings name, as far
+/// as these could be read: all mistakes at once.
+pub fn load_with(
+    directory: &Path,
+    overrides: &Overrides,
+    files: impl FnOnce(&Settings) -> Vec<Problem>,
+) -> Result<Config, Vec<Problem>> {
     let problems = RefCell::new(Vec::new());
-    let config = read_all(directory, overrides, &problems);
+    let (settings, rest) = read_all(directory, overrides, &problems);
     let mut problems = problems.into_inner();
-    match config {
-        Some(config) if !problems.iter().any(|problem| problem.severity == Severity::Error) => Ok(config),
-        _ => {
+    match (settings, rest) {
+        (Some(settings), Some(rest)) if !problems.iter().any(|problem| problem.severity == Severity::Error) => {
+            let origin = Origin { directory: directory.to_path_buf(), overrides: overrides.clone() };
+            let (policy, cases, read) = rest;
+            Ok(Config { settings, policy, cases, files: read, origin })
+        }
+        (settings, _) => {
+            problems.extend(settings.as_ref().map(files).unwrap_or_default());
             problems.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
             Err(problems)
         }
@@ -72,7 +87,10 @@ pub fn data_directory(directory: &Path) -> Result<PathBuf, Vec<Problem>> {
     found.ok_or(problems.into_inner())
 }
 
-fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) -> Option<Config> {
+/// The settings, and the policy with its cases and every file that was read.
+type Whole = (Option<Settings>, Option<(Policy, Vec<Case>, Vec<PathBuf>)>);
+
+fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) -> Whole {
     let shown = directory.display().to_string();
     let shown = shown.trim_end_matches('/');
     let gateway = with_file(&directory.join("gateway.toml"), problems, |source| {
@@ -113,16 +131,21 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
         let read = with_file(&path, problems, |source| source.read(|root| Some(cases::read(root))));
         cases.extend(read.into_iter().flatten());
     }
-    let gateway = gateway?;
+    let Some(gateway) = gateway else {
+        // Without routes and issuers only the names can be compared.
+        same_names(&partners, &mut problems.borrow_mut());
+        return (None, None);
+    };
     if partners.len() > usize::from(u16::MAX) || gateway.routes.len() > usize::from(u16::MAX) {
         problems.borrow_mut().push(Problem::error(shown, "", "more than 65,535 partners or routes"));
-        return None;
+        return (gateway.settings, None);
     }
     let policy = assemble(partners, gateway.routes, gateway.hosts, problems);
-    let mut settings = gateway.settings?;
-    override_settings(&mut settings, overrides, problems);
-    let origin = Origin { directory: directory.to_path_buf(), overrides: overrides.clone() };
-    Some(Config { settings, policy: policy?, cases, files: files.into_inner(), origin })
+    let mut settings = gateway.settings;
+    if let Some(settings) = &mut settings {
+        override_settings(settings, overrides, problems);
+    }
+    (settings, policy.map(|policy| (policy, cases, files.into_inner())))
 }
 
 /// Checks what only the whole can show: names, identities and routes that two files claim.
@@ -134,13 +157,7 @@ fn assemble(
 ) -> Option<Policy> {
     let mut problems = problems.borrow_mut();
     let before = problems.len();
-    for (at, partner) in partners.iter().enumerate() {
-        if let Some(other) = partners[..at].iter().find(|other| other.name == partner.name) {
-            let message = format!("{} has the same name", other.place.file);
-            let problem = Problem::error(&*partner.place.file, "name", message).at_line(partner.place.line as usize);
-            problems.push(problem.with_value(&*partner.name).with_hint("a partner is one file"));
-        }
-    }
+    same_names(&partners, &mut problems);
     for (at, route) in routes.iter().enumerate() {
         if let Some(other) = routes[..at].iter().find(|other| other.name == route.name) {
             let message = format!("the route at {} has the same name", other.place);
@@ -178,6 +195,16 @@ fn assemble(
     }
     let (router, identities) = (router.ok()?, identities.ok()?);
     (problems.len() == before).then_some(Policy { partners, routes, router, identities, hosts })
+}
+
+fn same_names(partners: &[Partner], problems: &mut Vec<Problem>) {
+    for (at, partner) in partners.iter().enumerate() {
+        if let Some(other) = partners[..at].iter().find(|other| other.name == partner.name) {
+            let message = format!("{} has the same name", other.place.file);
+            let problem = Problem::error(&*partner.place.file, "name", message).at_line(partner.place.line as usize);
+            problems.push(problem.with_value(&*partner.name).with_hint("a partner is one file"));
+        }
+    }
 }
 
 fn override_settings(settings: &mut Settings, overrides: &Overrides, problems: &RefCell<Vec<Problem>>) {

@@ -57,6 +57,7 @@ pub struct Tls {
     pub handshakes_max: usize,
     pub handshakes_per_source_max: usize,
     pub issuers: Vec<Issuer>,
+    pub place: Place,
 }
 
 /// A named set of trust anchors with their revocation lists.

@@ -14,6 +14,8 @@ pub const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// Two people answer to this mobile number; its prefix is not allocated to any operator.
 pub const MOBILE_OF_TWO: &str = "6412345678";
+/// People answer to this one too; the tour leaves it alone, for whoever tries afterwards.
+pub const MOBILE_TO_TRY: &str = "6512345678";
 /// Nobody answers to this one.
 pub const MOBILE_OF_NOBODY: &str = "6412300001";
 /// UIDAI's published test numbers; one person answers to each.
@@ -358,6 +360,8 @@ mod tests {
         assert_eq!((status, answer), (404, serde_json::json!({"error": "no beneficiary"})));
         let (_, headers, _) = ask(Site::Registry, "GET", "/v1/lookup/mobile", b"");
         assert_eq!(headers["allow"], "POST");
+        let to_try = format!(r#"{{"mobile":"{MOBILE_TO_TRY}"}}"#);
+        assert_eq!(ask_registry("POST", "/v1/lookup/mobile", &to_try).0, 200);
         let (_, answer) = ask_registry("POST", "/v1/lookup/mobile", r#"{"mobile":"64123456789"}"#);
         assert!(!answer.to_string().contains("6412345678"));
     }

@@ -122,7 +122,6 @@ pub struct Presented {
 pub struct Client {
     pub credential: Credential,
     pub subject: String,
-    pub serial: String,
     pub certificate: CertificateDer<'static>,
     intermediates: Vec<CertificateDer<'static>>,
     verified: Verified,
@@ -249,6 +248,9 @@ impl TrustedIssuer {
                 let not_after = UnixTime::since_unix_epoch(Duration::from_secs(not_after.unix_seconds()));
                 return Err(webpki::Error::CertExpired { time: now, not_after });
             }
+            if !path.intermediate_certificates().all(may_sign_certificates) {
+                return Err(webpki::Error::EndEntityUsedAsCa);
+            }
             if self.revocation != Revocation::Off && listed(path, self.revocation, &in_force) {
                 return Err(webpki::Error::CertRevoked);
             }
@@ -295,6 +297,14 @@ impl TrustedIssuer {
         let now = Timestamp::from_unix_seconds(now.as_secs());
         self.lists.iter().filter(move |list| now <= list.next_update.plus(self.grace)).map(|list| &list.list)
     }
+}
+
+/// Whether an authority's key usage, if it has one, lets it vouch (RFC 5280 section 4.2.1.3): webpki looks only at its
+/// basic constraints.
+fn may_sign_certificates(authority: &webpki::Cert) -> bool {
+    let der = authority.der();
+    let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
+    parsed.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()))
 }
 
 /// Whether a certificate of the path (or only its leaf) is named by any of the lists.
@@ -345,11 +355,21 @@ impl Attempt {
         if !rest.is_empty() {
             return Err(Refusal::CertificateMalformed);
         }
-        let (subject, serial) = (parsed.subject().to_string(), parsed.raw_serial_as_string());
-        self.seen().presented =
-            Some(Presented { subject: subject.clone(), serial: serial.clone(), issuer: parsed.issuer().to_string() });
+        let subject = parsed.subject().to_string();
+        self.seen().presented = Some(Presented {
+            subject: subject.clone(),
+            serial: parsed.raw_serial_as_string(),
+            issuer: parsed.issuer().to_string(),
+        });
+        // webpki takes two of a kind of extensions that it does not know (RFC 5280 section 4.2).
+        parsed.extensions_map().map_err(|_| Refusal::CertificateMalformed)?;
         let verified = EndEntityCert::try_from(leaf).map_err(refusal_of)?;
         let issuer = self.trust.verify(&verified, intermediates, now)?;
+        // webpki knows nothing of key usage; a handshake is a signature (RFC 5280 section 4.2.1.3).
+        let key_usage = parsed.key_usage().map_err(|_| Refusal::CertificateMalformed)?;
+        if key_usage.is_some_and(|usage| !usage.value.digital_signature()) {
+            return Err(Refusal::PurposeWrong);
+        }
         // webpki lets a certificate without extended key usage pass for any usage; a client certificate says so.
         let usage = parsed.extended_key_usage().map_err(|_| Refusal::CertificateMalformed)?;
         if !usage.is_some_and(|usage| usage.value.client_auth) {
@@ -367,7 +387,7 @@ impl Attempt {
         let certificate = leaf.clone().into_owned();
         let intermediates = intermediates.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let verified = self.trust.verified(Timestamp::from_unix_seconds(now.as_secs()));
-        Ok(Client { credential, subject, serial, certificate, intermediates, verified })
+        Ok(Client { credential, subject, certificate, intermediates, verified })
     }
 }
 

@@ -13,6 +13,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
+use dwarpal::proxy::upstream::{Outgoing, Pools, Upload, Upstream};
+use dwarpal::state::State;
+
 use crate::world::backend::{Backend, Exchange, ONE_PERSON, one_person};
 use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RESET, SETTINGS, frame};
 use crate::world::pki::{Authority, LONG_AGO, Leaf, NOT_SO_LONG_AGO, Profile, client, pki};
@@ -486,12 +489,13 @@ fn a_server_that_fails_again_and_again_is_left_alone_for_a_while() {
         }
     });
     let other = Backend::start(one_person);
-    let setup = before(&[one.address, other.address]);
+    // Connections of partners are spread over the workers; what these know of a server is one.
+    let setup = before(&[one.address, other.address]).gateway("workers = 1", "workers = 3");
     let world = with_keys(setup, "eject_after = 3\neject_for = \"1s\"").start(one_person);
-    let mut line = world.alpha();
+    let mut lines: Vec<_> = (0..6).map(|_| world.alpha()).collect();
     let mut failed = 0;
-    for _ in 0..30 {
-        let answer = line.ask(lookup());
+    for at in 0..30 {
+        let answer = lines[at % 6].ask(lookup());
         if answer.status != 200 {
             answer.assert_refused(502, "backend-failed");
             failed += 1;
@@ -501,7 +505,7 @@ fn a_server_that_fails_again_and_again_is_left_alone_for_a_while() {
     assert_eq!(series(&world, "dwarpal_backend_ejections_total", one.address), 1.0);
     assert_eq!(series(&world, "dwarpal_backend_up", other.address), 1.0);
     spoilt.store(false, Ordering::SeqCst);
-    eventually("it is asked again", || line.ask(lookup()).status == 200 && one.count() > 3);
+    eventually("it is asked again", || lines[0].ask(lookup()).status == 200 && one.count() > 3);
     assert_eq!(series(&world, "dwarpal_backend_up", one.address), 1.0);
 }
 
@@ -621,6 +625,32 @@ fn health_checks_take_a_server_out_and_bring_it_back() {
     }
     assert!(checked.load(Ordering::SeqCst) > 4);
     world.backend.assert_untouched();
+}
+
+#[test]
+fn checks_go_the_way_of_the_requests() {
+    let own = backend_pki();
+    let mutual = tls_server(server_config(&own.good, Some(&own.authority), &[b"http/1.1"]));
+    let stranger = tls_server(server_config(&own.misnamed, None, &[]));
+    let (plain_h2, _) = hyper_server(None);
+    let (tls_h2, _) = hyper_server(Some(server_config(&own.good, None, &[b"h2"])));
+    let certificate = own_certificate(&own.gateway);
+    let anchor = "\n[[route]]\nname = \"mobile\"";
+    let health = "[backend.health]\npath = \"/\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\n";
+    let h2 = |server| with_keys(before(&[server]), "protocol = \"h2\"");
+    for (server, setup, result) in [
+        (mutual.address, over_tls(before(&[mutual.address]), &own.authority, &certificate), "ok"),
+        (stranger.address, over_tls(before(&[stranger.address]), &own.authority, ""), "failed"),
+        (plain_h2, h2(plain_h2), "ok"),
+        (tls_h2, over_tls(h2(tls_h2), &own.authority, ""), "ok"),
+    ] {
+        let world = setup.gateway(anchor, &format!("{health}{anchor}")).start(one_person);
+        let checks = |result: &str| {
+            let labels = format!("{{backend=\"registry\",result=\"{result}\",server=\"{server}\"}}");
+            world.metric(&format!("dwarpal_backend_checks_total{labels}"))
+        };
+        eventually("it is checked", || checks(result) >= 2.0);
+    }
 }
 
 /// A server that can be killed, and come back at the same address. It knows each request by its decision id.
@@ -848,6 +878,52 @@ fn an_idle_connection_is_closed_although_nobody_asks() {
         });
     assert_eq!(world.ask(lookup()).status, 200);
     gone.recv_timeout(Duration::from_secs(5)).expect("the gateway closes it");
+}
+
+#[test]
+fn a_connection_is_not_used_under_other_settings_and_closed_when_its_backend_is_gone() {
+    let world = World::new();
+    let (gateway, backend) = (world.gateway(), &world.backend);
+    let snapshot = gateway.snapshot();
+    let now = &snapshot.upstreams[0];
+    let mut settings = now.settings.clone();
+    settings.host = "other.internal".to_owned();
+    let later = Upstream::build(&settings, &State::default().backends, &mut Vec::new());
+    let later = Arc::new(later.expect("nothing is wrong with it"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let pools = Pools::of(gateway.clone());
+        let until = |count: usize| async move {
+            let closed = async {
+                while backend.open() != count {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, closed).await.expect("as many connections as are of use");
+        };
+        let ask = async |upstream| {
+            let mut request = hyper::Request::new(Outgoing::Empty);
+            *request.uri_mut() = "/rest/x".parse().expect("a target");
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            let sent = pools.send(upstream, request, Upload::default(), deadline).await;
+            let (response, lease) = sent.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+            http_body_util::BodyExt::collect(response.into_body()).await.expect("a body");
+            lease.give_back();
+        };
+        ask(now).await;
+        ask(now).await;
+        assert_eq!((backend.connections(), backend.open()), (1, 1));
+        ask(&later).await;
+        assert_eq!(backend.connections(), 2, "not over the connection of before");
+        until(1).await;
+        // The snapshot knows nothing of these settings.
+        pools.trim(&snapshot);
+        until(0).await;
+        ask(now).await;
+        pools.trim(&snapshot);
+        ask(now).await;
+        assert_eq!(backend.connections(), 3);
+    });
 }
 
 // ---- TLS
@@ -1114,17 +1190,25 @@ impl Frames {
         self.send(frame(SETTINGS, 0, 0, &[]));
     }
 
-    /// The next request's stream, once its body is over. `None` when the gateway has ended the connection.
+    /// The next frame's type, flags and stream. `None` when the gateway has ended the connection.
+    fn next(&mut self) -> Option<(u8, u8, u32)> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        self.stream.read_exact(&mut vec![0; length as usize]).ok()?;
+        Some((head[3], head[4], u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]])))
+    }
+
+    /// The next request's stream, as soon as its head is there.
+    fn head(&mut self) -> Option<u32> {
+        let head = std::iter::from_fn(|| self.next()).find(|(kind, _, _)| *kind == HEADERS);
+        head.map(|(_, _, stream)| stream)
+    }
+
+    /// The next request's stream, once its body is over.
     fn request(&mut self) -> Option<u32> {
-        loop {
-            let mut head = [0; 9];
-            self.stream.read_exact(&mut head).ok()?;
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            self.stream.read_exact(&mut vec![0; length as usize]).ok()?;
-            if matches!(head[3], HEADERS | DATA) && head[4] & END_STREAM != 0 {
-                return Some(u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]));
-            }
-        }
+        let ends = |(kind, flags, _): &(u8, u8, u32)| matches!(*kind, HEADERS | DATA) && flags & END_STREAM != 0;
+        std::iter::from_fn(|| self.next()).find(ends).map(|(_, _, stream)| stream)
     }
 
     fn answer(&mut self, stream: u32) {
@@ -1397,6 +1481,31 @@ fn an_http2_connection_on_which_a_request_failed_gets_no_other() {
     for _ in 0..3 {
         assert_eq!(line.ask(lookup()).text(), ONE_PERSON);
     }
+}
+
+#[test]
+fn an_http2_server_that_answers_and_does_not_read_on_keeps_no_body() {
+    let (closed, gone) = mpsc::channel();
+    let closed = Mutex::new(closed);
+    let server = h2_server(move |frames, number| {
+        frames.greet();
+        if number > 0 {
+            return frames.serve();
+        }
+        // No window is ever opened for the body.
+        let stream = frames.head().expect("a request");
+        let fields = [(":status", "409"), ("content-length", "0")];
+        frames.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &frames::block(&fields)));
+        let _ = std::io::copy(&mut frames.stream, &mut std::io::sink());
+        closed.lock().expect("closed").send(()).expect("sent");
+    });
+    let world = h2_before(&[server]).start(one_person);
+    let mut line = world.alpha();
+    line.send("POST /files/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n");
+    line.send(vec![b'x'; 200_000]);
+    assert_eq!(line.answer(false).status, 409);
+    gone.recv_timeout(Duration::from_secs(10)).expect("the gateway ends the connection");
+    assert_eq!(world.ask(lookup()).text(), ONE_PERSON);
 }
 
 /// What an HTTP/2 server of another make understood of a request.

@@ -116,7 +116,6 @@ fn the_unit_asks_for_what_the_gateway_does_and_takes_the_rest_away() {
     for (key, value) in [
         ("Type", "notify"),
         ("NotifyAccess", "main"),
-        ("ExecReload", "/bin/kill -HUP $MAINPID"),
         ("Restart", "on-failure"),
         ("RestartPreventExitStatus", "2 3"),
         ("DynamicUser", "yes"),
@@ -139,14 +138,19 @@ fn the_unit_asks_for_what_the_gateway_does_and_takes_the_rest_away() {
     assert!(number("WatchdogSec") >= 5, "a loaded machine is not a hung worker");
     assert!(number("LimitNOFILE") >= 2 * 10_000 + 64, "two for each of connections_max");
     assert!(number("TimeoutStopSec") > 20, "longer than drain_timeout");
-    // The command line is one that the binary takes: it complains of the configuration only.
-    let start = unit("ExecStart").concat();
-    let arguments: Vec<&str> = start.split(' ').skip(1).collect();
+    // Its command lines are those that the binary takes: one complains of the configuration, one that nobody listens.
     let empty = TempDir::new().expect("directory");
-    let nowhere = |argument: &&str| argument.replace("/etc/dwarpal", &empty.path().display().to_string());
-    let arguments: Vec<String> = arguments.iter().map(nowhere).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    assert_eq!(dwarpal(&arguments, empty.path()).0, 3, "{arguments:?}");
+    for (key, code) in [("ExecStart", 3), ("ExecReload", 4)] {
+        let line = unit(key).concat();
+        let nowhere = |word: &str| {
+            let places = ["/etc/dwarpal", "/var/lib/dwarpal"];
+            places.iter().fold(word.to_owned(), |word, place| word.replace(place, &empty.path().display().to_string()))
+        };
+        let words: Vec<String> = line.split(' ').skip(1).map(nowhere).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let (exit, _, stderr) = dwarpal(&words, empty.path());
+        assert_eq!(exit, code, "{line}: {stderr}");
+    }
 }
 
 #[test]

@@ -26,3 +26,5 @@ mod tidy;
 mod tls;
 /// A whole gateway in one call.
 mod world;
+/// Every kind of certificate, sound and unsound: accepted as whom, or refused for what reason.
+mod zoo;

@@ -60,7 +60,8 @@ pub struct Refusal {
 /// A connection in use by one request, and what the request holds besides. Dropping it closes the connection;
 /// [`Lease::give_back`] keeps it.
 pub struct Lease {
-    link: Link,
+    /// `None` once it was given back.
+    link: Option<Link>,
     at: usize,
     turn: Turn,
     upload: Upload,
@@ -270,7 +271,7 @@ impl Turn {
 
     fn lease(self, at: usize, answered: Exchanged, upload: Upload) -> (Response<Incoming>, Lease) {
         let Exchanged { response, link, place, in_flight } = answered;
-        (response, Lease { link, at, turn: self, upload, _place: place, _in_flight: in_flight })
+        (response, Lease { link: Some(link), at, turn: self, upload, _place: place, _in_flight: in_flight })
     }
 
     fn settle_probe(&self) {
@@ -320,8 +321,8 @@ impl Lease {
             self.turn.succeeded();
             self.turn.group.upstream.servers[self.at].succeeded();
         }
-        if self.upload.is_over() {
-            self.turn.group.pools[self.at].keep(self.link);
+        if let Some(link) = self.link.take_if(|_| self.upload.is_over()) {
+            self.turn.group.pools[self.at].keep(link);
         }
     }
 
@@ -336,6 +337,15 @@ impl Lease {
     /// When the request was sent whole, if its body was streamed.
     pub fn sent_at(&self) -> Option<Instant> {
         self.upload.ended_at()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A server that answered and does not read on keeps what it was to read. That ends with the connection.
+        if let (Some(link), false) = (&self.link, self.upload.is_over()) {
+            link.retire();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::rt::Executor as _;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -18,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Progress;
-use super::socket::{Allowed, HeadAllowance, Local, Socket, dial};
+use super::socket::{Allowed, HeadAllowance, Socket, Tasks, dial};
 use super::{Outgoing, Upload, Upstream};
 use crate::config::settings::{Backend, Protocol};
 use crate::gateway::Gateway;
@@ -74,10 +75,11 @@ pub(super) struct Single {
     task: AbortHandle,
 }
 
-/// An HTTP/2 connection. It ends when the pool and the last request have dropped it.
+/// An HTTP/2 connection. Dropped by the pool and by the last request, it ends its tasks, and with them whatever they hold.
 struct Shared {
     sender: http2::SendRequest<Outgoing>,
     socket: Socket,
+    tasks: Tasks,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     /// A request on it failed: those under way may go on, new ones get another.
@@ -213,7 +215,8 @@ impl Pool {
             }
             Protocol::Http2 => {
                 let (wire, _) = Wire::http2_of_server(stream, &frames());
-                let mut builder = http2::Builder::new(Local);
+                let tasks = Tasks::default();
+                let mut builder = http2::Builder::new(tasks.clone());
                 builder
                     .timer(TokioTimer::new())
                     .max_header_list_size(HEAD_BYTES_MAX as u32)
@@ -222,12 +225,11 @@ impl Pool {
                     .keep_alive_timeout(upstream.settings.answer_timeout);
                 let handshake = builder.handshake(TokioIo::new(wire)).await;
                 let (sender, connection) = handshake.map_err(|_| Reason::BackendUnreachable)?;
-                tokio::task::spawn_local(async move {
-                    // Its errors reach the requests that are waiting.
-                    let _ = connection.await;
-                });
+                // Its errors reach the requests that are waiting.
+                tasks.execute(connection);
                 let (streams, retired) = (Cell::new(0), Cell::new(false));
-                let link = Rc::new(Shared { sender, socket, streams, idle_since: Cell::new(Instant::now()), retired });
+                let link =
+                    Rc::new(Shared { sender, socket, tasks, streams, idle_since: Cell::new(Instant::now()), retired });
                 self.shared.borrow_mut().push(link.clone());
                 Ok(Link::Shared(Stream::on(&link)))
             }
@@ -273,6 +275,12 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.tasks.end();
+    }
+}
+
 impl Stream {
     fn on(link: &Rc<Shared>) -> Stream {
         link.streams.set(link.streams.get() + 1);
@@ -294,6 +302,13 @@ impl Drop for Single {
 }
 
 impl Link {
+    /// Sees to it that the connection ends with the requests that are on it. One of HTTP/1.1 does anyway.
+    pub fn retire(&self) {
+        if let Link::Shared(stream) = self {
+            stream.0.retired.set(true);
+        }
+    }
+
     pub async fn exchange(
         &mut self,
         request: Request<Outgoing>,

@@ -1,6 +1,6 @@
 //! What lies below HTTP on the way to a server: TCP, perhaps TLS, and a limit on what comes before an answer's head.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -234,6 +235,28 @@ impl AsyncWrite for Allowed {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The tasks of one HTTP/2 connection to a server: they end when they are told to, whatever the server still owes. hyper
+/// has no other way to take a body back from a server that answered and does not read on.
+#[derive(Clone, Default)]
+pub struct Tasks(Rc<RefCell<JoinSet<()>>>);
+
+impl Tasks {
+    pub fn end(&self) {
+        self.0.borrow_mut().abort_all();
+    }
+}
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        let mut tasks = self.0.borrow_mut();
+        // What is over is forgotten, or a long connection would remember every request.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_local(async move {
+            let _ = task.await;
+        });
     }
 }
 

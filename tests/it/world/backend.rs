@@ -19,6 +19,7 @@ struct Shared {
     requests: Mutex<Vec<Recorded>>,
     arrived: Condvar,
     connections: AtomicUsize,
+    open: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -83,7 +84,11 @@ impl Backend {
                 }
                 server.connections.fetch_add(1, Ordering::SeqCst);
                 let (shared, script) = (server.clone(), script.clone());
-                thread::spawn(move || converse(stream, &shared, &*script));
+                shared.open.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || {
+                    converse(stream, &shared, &*script);
+                    shared.open.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
         Backend { address, shared }
@@ -111,6 +116,11 @@ impl Backend {
 
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that have not ended.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
     }
 
     pub fn forget(&self) {

@@ -106,11 +106,11 @@ pub fn request(stream: u32, method: &str, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields))
 }
 
-/// A connection after its preface.
+/// A connection after its preface. Answers are not to be put into a table, so that each can be read by itself.
 pub fn connect(world: &World, leaf: &Leaf, source: Ipv4Addr) -> Line {
     let mut line = line::connect(world.address, leaf, source, b"h2");
     line.send(PREFACE);
-    line.send(frame(SETTINGS, 0, 0, &[]));
+    line.send(settings(&[(TABLE_SIZE, 0)]));
     line
 }
 

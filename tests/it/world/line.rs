@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::PATIENCE;
@@ -127,17 +128,31 @@ pub fn attempt(
 
 /// Tries a handshake on a connection that is there already.
 pub fn over(stream: TcpStream, leaf: Option<&Leaf>, protocol: &[u8], provider: CryptoProvider) -> io::Result<Line> {
+    let shown = leaf.map(|leaf| {
+        let chain = CertificateDer::pem_file_iter(&leaf.certificate).expect("certificate");
+        let chain = chain.collect::<Result<_, _>>().expect("certificate");
+        (chain, PrivateKeyDer::from_pem_file(&leaf.key).expect("key"))
+    });
+    show(stream, shown, protocol, provider)
+}
+
+/// Tries a handshake with any bytes in the place of a certificate: they are not looked at on this side.
+pub fn show(
+    stream: TcpStream,
+    shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    protocol: &[u8],
+    provider: CryptoProvider,
+) -> io::Result<Line> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_file(pki().partners.certificate()).expect("root");
     roots.add(root).expect("root");
+    let keys = provider.key_provider;
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();
     let builder = builder.expect("versions").with_root_certificates(roots);
-    let mut config = match leaf {
-        Some(leaf) => {
-            let chain = CertificateDer::pem_file_iter(&leaf.certificate).expect("certificate");
-            let chain = chain.collect::<Result<_, _>>().expect("certificate");
-            let key = PrivateKeyDer::from_pem_file(&leaf.key).expect("key");
-            builder.with_client_auth_cert(chain, key).expect("certificate and key")
+    let mut config = match shown {
+        Some((chain, key)) => {
+            let key = CertifiedKey::new(chain, keys.load_private_key(key).expect("key"));
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
         }
         None => builder.with_no_client_auth(),
     };
