@@ -165,12 +165,7 @@ fn groups() -> Vec<PathBuf> {
 
 impl Memory {
     fn open(bytes_max: Option<u64>) -> Memory {
-        let group = |directory: PathBuf| {
-            let open = |file: &str| File::open(directory.join(file)).ok();
-            let limits = [open("memory.max")?, open("memory.high")?];
-            Some(Group { current: open("memory.current")?, stat: open("memory.stat")?, limits })
-        };
-        let groups = groups().into_iter().filter_map(group).collect();
+        let groups = groups().iter().filter_map(|directory| Group::open(directory)).collect();
         Memory { status: File::open("/proc/self/status").ok(), bytes_max, groups }
     }
 
@@ -183,6 +178,12 @@ impl Memory {
 }
 
 impl Group {
+    fn open(directory: &Path) -> Option<Group> {
+        let open = |file: &str| File::open(directory.join(file)).ok();
+        let limits = [open("memory.max")?, open("memory.high")?];
+        Some(Group { current: open("memory.current")?, stat: open("memory.stat")?, limits })
+    }
+
     fn used(&self) -> Option<u32> {
         // "max" is no number: no limit.
         let limit = self.limits.iter().filter_map(|file| text(file).trim().parse().ok()).min()?;
@@ -237,6 +238,26 @@ mod tests {
             room.after(used, open);
             assert_eq!(room.connections_max, connections_max, "at {used} with {open}");
         }
+    }
+
+    #[test]
+    fn a_control_group_is_as_full_as_its_lower_limit_says() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let write = |file: &str, text: &str| fs::write(directory.path().join(file), text).unwrap();
+        write("memory.current", "1000000\n");
+        write("memory.stat", "anon 700000\ninactive_file 200000\nactive_file 100000\n");
+        write("memory.max", "max\n");
+        assert!(Group::open(directory.path()).is_none(), "the root group has no limits");
+        write("memory.high", "max\n");
+        let group = Group::open(directory.path()).unwrap();
+        assert_eq!(group.used(), None);
+        // The files stay open, and what changes in them is seen.
+        write("memory.max", "1600000\n");
+        assert_eq!(group.used(), Some(500));
+        write("memory.high", "1000000\n");
+        assert_eq!(group.used(), Some(800));
+        write("memory.current", "1100000\n");
+        assert_eq!(group.used(), Some(900));
     }
 
     #[test]
