@@ -12,6 +12,7 @@ static KEY: LazyLock<EpochKey> = LazyLock::new(EpochKey::ephemeral);
 fuzz_target!(|text: &str| {
     let mut resembles = false;
     for kind in Kind::ALL {
+        assert_eq!(Subject::parse(kind, &text.to_ascii_lowercase()), Subject::parse(kind, text), "case does not count");
         match Subject::parse(kind, text) {
             Ok(subject) => {
                 resembles = true;

@@ -20,6 +20,11 @@ thread_local! {
 fuzz_target!(|data: &[u8]| {
     let journal = with_checksums(data);
     let facts = read(JOURNAL, &journal).expect("a journal is read as far as it goes");
+    for (line, written) in journal.split_inclusive(|byte| *byte == b'\n').zip(&facts.written) {
+        let [words, again] = [line, written].map(|line| line.split(|byte| *byte == b' ').collect::<Vec<_>>());
+        assert_eq!((words.len(), &words[1..3]), (again.len(), &again[1..3]), "a line says more than the fact");
+        assert!(checked(&line[9..]).eq_ignore_ascii_case(line), "a wrong checksum is believed");
+    }
     // Torn off anywhere, it is read as far as it goes.
     let torn = journal.get(..journal.len() / 2).unwrap_or_default();
     let before = read(JOURNAL, torn).expect("a torn journal too");
