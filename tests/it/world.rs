@@ -314,6 +314,14 @@ impl World {
         setup.write(self.directory(), Some(self.backend.address));
     }
 
+    /// The gateway in this process.
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        match &self.host {
+            Host::Here(Some(running)) => &running.gateway,
+            _ => panic!("the gateway is a process of its own"),
+        }
+    }
+
     /// One command of the binary for this gateway: exit code, standard output and standard error.
     pub fn command(&self, arguments: &[&str]) -> (i32, String, String) {
         dwarpal(&[arguments, &["--config", "."]].concat(), self.directory())
