@@ -116,7 +116,8 @@ fn decide(
         Err(reason) => policy.plan_refused(&sender, *reason),
     };
     let mut ledger = Ledger::default();
-    let (receipt, _hold) = state.charge(plan.charges(), settings.limiter_entries_max, now, &mut ledger);
+    let entries_max = settings.limiter_entries_max;
+    let (receipt, _hold) = state.charge(plan.charges(), plan.shadow(), entries_max, now, &mut ledger);
     let admission = plan.settle(receipt)?;
     let Some(route) = admission.route() else { return Ok(admission.trail().clone()) };
     let Ok((_, target)) = read else { return Err(Denial::after(admission.trail(), Reason::Internal)) };
@@ -143,7 +144,7 @@ fn decide(
             admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
         }
     };
-    let (receipt, _) = state.charge(plan.charges(), settings.limiter_entries_max, now, &mut ledger);
+    let (receipt, _) = state.charge(plan.charges(), plan.shadow(), entries_max, now, &mut ledger);
     let permit = plan.settle(receipt)?;
     let purpose = permit.purpose().map(|purpose| format!(", for {purpose}")).unwrap_or_default();
     *forwarded = Some(format!("{} to {}{purpose}", question.method, permit.route().name));

@@ -16,6 +16,7 @@ use prometheus::{
 use crate::clock::Timestamp;
 use crate::policy::PartnerId;
 use crate::policy::admit::Standing;
+use crate::policy::reason::Reason;
 use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
 use crate::state::backends::Phase;
@@ -24,6 +25,7 @@ use crate::state::backends::Phase;
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    shadow_refusals: IntCounterVec,
     gateway_seconds: HistogramVec,
     backend_seconds: HistogramVec,
     handshakes: IntCounterVec,
@@ -72,7 +74,7 @@ pub enum Identifier {
     Valid,
     /// Well-formed, but of a number series that is not allocated.
     Unallocated,
-    Refused(crate::policy::reason::Reason),
+    Refused(Reason),
 }
 
 /// What a backend said of a lookup.
@@ -105,6 +107,11 @@ impl Metrics {
                 "dwarpal_requests_total",
                 "Requests by partner, route, verdict (allow, deny, failed, aborted) and reason.",
                 &["partner", "route", "verdict", "reason"],
+            )?,
+            shadow_refusals: counter(
+                "dwarpal_shadow_refusals_total",
+                "What limits and networks in shadow would have refused, by partner and the reason for it.",
+                &["partner", "reason"],
             )?,
             gateway_seconds: histogram(
                 "dwarpal_gateway_seconds",
@@ -258,6 +265,10 @@ impl Metrics {
 
     pub fn request(&self, partner: &str, route: &str, verdict: &str, reason: &str) {
         self.requests.with_label_values(&[partner, route, verdict, reason]).inc();
+    }
+
+    pub fn shadow_refusal(&self, partner: &str, reason: Reason) {
+        self.shadow_refusals.with_label_values(&[partner, reason.code()]).inc();
     }
 
     pub fn latency(&self, route: &str, gateway: Duration, backend: Option<Duration>) {

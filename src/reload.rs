@@ -202,12 +202,14 @@ fn is_same(old_policy: &Policy, old: &Partner, new_policy: &Policy, new: &Partne
         |partner: &Partner| (partner.valid_from, partner.valid_until, partner.hours.clone(), partner.actor_required);
     let grants = |policy: &Policy, partner: &Partner| {
         let grant = |grant: &Grant| {
-            (policy.route(grant.route).name.clone(), grant.purposes.clone(), grant.requests, grant.in_flight_max)
+            let limits = (grant.requests, grant.in_flight_max, grant.shadow);
+            (policy.route(grant.route).name.clone(), grant.purposes.clone(), limits)
         };
         partner.grants.iter().map(grant).collect::<Vec<_>>()
     };
     let networks = || {
-        let note = |note: &Note| (note.owner.clone(), note.ticket.clone(), note.reason.clone(), note.expires);
+        let note =
+            |note: &Note| (note.owner.clone(), note.ticket.clone(), note.reason.clone(), note.expires, note.shadow);
         old.networks.len() == new.networks.len()
             && old.networks.iter().zip(new.networks.iter()).all(|((_, old), (_, new))| {
                 old.cidr == new.cidr && (old.note == new.note || note(old.note) == note(new.note))

@@ -3,7 +3,7 @@
 //! ```text
 //! 10.20.0.0/24   # owner=icmr-netops ticket=NET-1042 expires=2027-03-31 reason=lab network in Pune
 //! 10.30.0.0/20   # ticket=NET-7 wide=true reason="two data centres" owner=icmr-netops
-//! 192.0.2.7
+//! 192.0.2.7      # shadow=true
 //! ```
 
 use std::collections::HashMap;
@@ -35,6 +35,7 @@ pub struct Defaults {
     pub ticket: Option<String>,
     pub reason: Option<String>,
     pub expires: Option<Timestamp>,
+    pub shadow: bool,
 }
 
 /// Adds the networks of the file at `path` to `into`. Each line that cannot be kept whole is an error in `problems`,
@@ -203,11 +204,17 @@ impl Reader<'_> {
             let problem = self.problem("wide", "neither true nor false").with_value(fields.wide.unwrap_or_default());
             problems.push(problem.with_hint("write wide=true, or leave it out"));
         }
+        if fields.shadow.is_some_and(|text| text != "true" && text != "false") {
+            let value = fields.shadow.unwrap_or_default();
+            let problem = self.problem("shadow", "neither true nor false").with_value(value);
+            problems.push(problem.with_hint("write shadow=true, or leave it out"));
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
         let wide_allowed = fields.wide == Some("true") && fields.reason.is_some();
-        Ok((Note { owner, ticket, reason, expires, file: self.file.clone() }, wide_allowed))
+        let shadow = fields.shadow.map_or(self.defaults.shadow, |text| text == "true");
+        Ok((Note { owner, ticket, reason, expires, shadow, file: self.file.clone() }, wide_allowed))
     }
 
     fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
@@ -234,6 +241,7 @@ struct Fields<'a> {
     reason: Option<&'a str>,
     expires: Option<&'a str>,
     wide: Option<&'a str>,
+    shadow: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
@@ -255,8 +263,9 @@ impl<'a> Fields<'a> {
                 "reason" => &mut fields.reason,
                 "expires" => &mut fields.expires,
                 "wide" => &mut fields.wide,
+                "shadow" => &mut fields.shadow,
                 _ => {
-                    let hint = "the keys are owner, ticket, reason, expires, wide";
+                    let hint = "the keys are owner, ticket, reason, expires, wide, shadow";
                     problems.push(Problem::error(file, key, "unknown key").with_value(value).with_hint(hint));
                     continue;
                 }
@@ -304,7 +313,8 @@ mod tests {
 
     fn defaults() -> Defaults {
         let word = |text: &str| Some(text.to_owned());
-        Defaults { owner: word("noc"), ticket: word("NET-1"), reason: word("office"), expires: None }
+        let (owner, ticket, reason) = (word("noc"), word("NET-1"), word("office"));
+        Defaults { owner, ticket, reason, expires: None, shadow: false }
     }
 
     fn load(contents: impl AsRef<[u8]>, defaults: &Defaults) -> (Networks, Vec<String>) {
@@ -358,7 +368,7 @@ mod tests {
             let (networks, problems) = load(line, &defaults());
             assert_eq!(problems, [""; 0], "{line}");
             let (_, network) = networks.iter().next().unwrap();
-            let Note { owner, ticket, reason, expires, file } = network.note;
+            let Note { owner, ticket, reason, expires, shadow: _, file } = network.note;
             let expires = expires.map(|at| at.to_string());
             let expires = expires.map_or("None".to_owned(), |at| format!("Some({at})"));
             assert_eq!((networks.len(), network.line, network.cidr.to_string()), (1, 1, cidr.to_owned()), "{line}");
@@ -409,7 +419,7 @@ mod tests {
             ("10.0.0.0/24 # wide=yes", &[r#"wide = "yes": neither true nor false"#]),
             (
                 "10.0.0.0/24 # port=443",
-                &[r#"port = "443": unknown key; the keys are owner, ticket, reason, expires, wide"#],
+                &[r#"port = "443": unknown key; the keys are owner, ticket, reason, expires, wide, shadow"#],
             ),
             ("10.0.0.0/24 # ticket=A ticket=A", &[r#"ticket = "A": given twice"#]),
             ("10.0.0.0/24 # owner= reason=\"  \"", &["owner: missing; add owner=…", "reason: missing; add reason=…"]),
@@ -439,6 +449,17 @@ mod tests {
 
         let blank = Defaults { owner: Some(" ".to_owned()), ..defaults() };
         assert_eq!(load("10.0.0.0/24", &blank).1.len(), 1);
+    }
+
+    #[test]
+    fn a_line_in_shadow_is_so_alone_unless_the_file_is() {
+        let text = "10.0.0.1 # shadow=true\n10.0.0.2 # shadow=false\n10.0.0.3\n10.0.0.4 # shadow=yes";
+        let (networks, problems) = load(text, &defaults());
+        let shadows = |networks: Networks| networks.iter().map(|(_, n)| n.note.shadow).collect::<Vec<_>>();
+        assert_eq!(shadows(networks), [true, false, false]);
+        assert_eq!(shadows(load(text, &Defaults { shadow: true, ..defaults() }).0), [true, false, true]);
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert!(problem.starts_with("lab.networks:4: shadow = \"yes\": neither true nor false"), "{problem}");
     }
 
     #[test]

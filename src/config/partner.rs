@@ -19,7 +19,9 @@ use crate::policy::charge::Rate;
 use crate::policy::entitle::Grant;
 use crate::policy::identify::{Identity, Proof};
 use crate::policy::networks::{Networks, NetworksBuilder, Note, is_wide};
-use crate::policy::route::{Route, RouteId, RouteKind};
+use crate::policy::reason::Reason;
+use crate::policy::route::{Place, Route, RouteId, RouteKind};
+use crate::policy::shadow::Shadow;
 use crate::policy::{Limits, Partner};
 
 /// What a partner's file may refer to.
@@ -57,7 +59,7 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
         );
     }
     let networks = networks(root, known, problems);
-    let limits = root.table("limits", limits);
+    let limits = root.table("limits", |table| Some((limits(table)?, table.place())));
     let grants = root.tables("grant", |table| grant(table, known));
     for (at, grant) in grants.iter().enumerate() {
         if grants[..at].iter().any(|other| other.route == grant.route) {
@@ -65,6 +67,7 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
             root.problem("grant", format!("two grants for route {route}"), "merge them");
         }
     }
+    let (limits, limits_place): (Limits, Place) = limits?;
     Some(Partner {
         name: partner_name?.into(),
         identities,
@@ -73,7 +76,8 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
         valid_until: valid_until?,
         hours: hours?,
         actor_required: actor_required?.unwrap_or(false),
-        limits: limits?,
+        limits,
+        limits_place,
         grants,
         place: root.place(),
     })
@@ -130,6 +134,7 @@ fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networ
         let reason = table.need_text("reason");
         let expires = table.want_expiry("expires");
         let wide = table.boolean("wide", false);
+        let shadow = table.boolean("shadow", false);
         let cidr = cidr?;
         if is_wide(&cidr) && wide != Some(true) {
             table.problem(
@@ -138,8 +143,8 @@ fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networ
                 "narrow it, or add wide = true with the reason",
             );
         }
-        let note = Note { owner: owner?, ticket: ticket?, reason: reason?, expires: expires?, file: place.file };
-        let note = builder.intern(note);
+        let (owner, ticket, reason, expires) = (owner?, ticket?, reason?, expires?);
+        let note = builder.intern(Note { owner, ticket, reason, expires, shadow: shadow?, file: place.file });
         if let Err(error) = builder.add(cidr, note, place.line) {
             table.problem("cidr", error.to_string(), "");
         }
@@ -151,7 +156,9 @@ fn networks(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Networ
         let ticket = table.want_text("ticket");
         let reason = table.want_text("reason");
         let expires = table.want_expiry("expires");
-        let defaults = Defaults { owner: owner?, ticket: ticket?, reason: reason?, expires: expires? };
+        let shadow = table.boolean("shadow", false);
+        let (owner, ticket, reason, expires) = (owner?, ticket?, reason?, expires?);
+        let defaults = Defaults { owner, ticket, reason, expires, shadow: shadow? };
         let path = path?;
         let shown = format!("{}/{path}", known.shown_directory);
         let file = known.directory.join(&path);
@@ -172,13 +179,38 @@ fn limits(table: &Reader) -> Option<Limits> {
     let subject = table.need("subject", parse_rate);
     let in_flight_max = table.integer("in_flight_max", 1..=1_000_000, None);
     let connections_max = table.integer("connections_max", 1..=1_000_000, Some(100));
+    let shadow = shadow(table, &PARTNER_LIMITS);
     Some(Limits {
         requests: requests?,
         source: source?,
         subject: subject?,
         in_flight_max: in_flight_max? as u32,
         connections_max: connections_max? as u32,
+        shadow: shadow?,
     })
+}
+
+/// Limits by their keys, with the reason that each refuses for.
+pub const PARTNER_LIMITS: [(&str, Reason); 5] = [
+    ("requests", Reason::RatePartner),
+    ("source", Reason::RateSource),
+    ("subject", Reason::RateSubject),
+    ("in_flight_max", Reason::InFlightPartner),
+    ("connections_max", Reason::ConnectionsPartner),
+];
+pub const GRANT_LIMITS: [(&str, Reason); 2] =
+    [("requests", Reason::RateRoute), ("in_flight_max", Reason::InFlightRoute)];
+
+/// Which limits of a table are only watched.
+fn shadow(table: &Reader, limits: &[(&str, Reason)]) -> Option<Shadow> {
+    let reasons = table.texts("shadow", |text| {
+        let limit = limits.iter().find(|(key, _)| *key == text);
+        limit.map(|(_, reason)| *reason).ok_or_else(|| {
+            let known = limits.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", ");
+            format!("it is a list of limits of this table, which are: {known}")
+        })
+    });
+    Some(reasons?.into_iter().collect())
 }
 
 fn grant(table: &Reader, known: &Known) -> Option<Grant> {
@@ -192,6 +224,16 @@ fn grant(table: &Reader, known: &Known) -> Option<Grant> {
     } else {
         Some(None)
     };
+    let shadow = shadow(table, &GRANT_LIMITS);
+    for (key, reason) in GRANT_LIMITS {
+        if shadow.is_some_and(|shadow| shadow.contains(reason)) && !table.has(key) {
+            table.problem(
+                "shadow",
+                format!("there is no {key} here to be in shadow"),
+                format!("add {key}, or remove it from the list"),
+            );
+        }
+    }
     let (route, purposes) = (route?, purposes?);
     match &known.routes[usize::from(route.0)].kind {
         RouteKind::Lookup(_) if purposes.is_empty() => {
@@ -211,6 +253,7 @@ fn grant(table: &Reader, known: &Known) -> Option<Grant> {
         purposes,
         requests: requests?,
         in_flight_max: in_flight_max?.map(|max| max as u32),
+        shadow: shadow?,
         place: table.place(),
     })
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::Partner;
 use super::networks::{Match, NetworkId};
 use super::reason::Reason;
+use super::shadow::Shadow;
 use crate::clock::Timestamp;
 
 /// Where a partner stands, whatever its contract says. Decided by people, kept in `state/`.
@@ -50,8 +51,14 @@ impl fmt::Display for Hours {
     }
 }
 
-/// The network by which the partner comes in, or the reason why it does not.
-pub fn admit(partner: &Partner, standing: Standing, source: IpAddr, now: Timestamp) -> Result<NetworkId, Reason> {
+/// The network by which the partner comes in, with what would be refused without those in shadow; or the reason why it
+/// does not.
+pub fn admit(
+    partner: &Partner,
+    standing: Standing,
+    source: IpAddr,
+    now: Timestamp,
+) -> Result<(NetworkId, Shadow), Reason> {
     match standing {
         Standing::Open => {}
         Standing::Frozen => return Err(Reason::PartnerFrozen),
@@ -61,15 +68,16 @@ pub fn admit(partner: &Partner, standing: Standing, source: IpAddr, now: Timesta
     if !begun || ended {
         return Err(Reason::PartnerNotValid);
     }
-    let network = match partner.networks.find(source, now) {
-        Match::Found(network) => network,
+    let (network, shadow) = match partner.networks.find(source, now) {
+        Match::Found(network) => (network, Shadow::default()),
+        Match::Shadow(network) => (network, Shadow::from_iter([Reason::NetworkNotAllowed])),
         Match::Expired(_) => return Err(Reason::NetworkExpired),
         Match::Absent => return Err(Reason::NetworkNotAllowed),
     };
     if partner.hours.as_ref().is_some_and(|hours| !hours.contain(now)) {
         return Err(Reason::OutsideHours);
     }
-    Ok(network)
+    Ok((network, shadow))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::reason::Reason;
+use super::shadow::Shadow;
 
 /// So many per period, with a burst: a GCRA quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +73,8 @@ impl Charge<'_> {
 pub enum Receipt {
     /// All of them were taken.
     Paid,
+    /// All that are enforced were taken, and those in shadow but for these, which would have refused.
+    Passed(Shadow),
     /// None was taken: this one could not be, and would be again after `retry_after`.
     Refused { reason: Reason, retry_after: Duration },
-}
-
-impl Receipt {
-    /// The store has no room to remember a new key, so nothing was taken.
-    pub const FULL: Receipt = Receipt::Refused { reason: Reason::LimiterFull, retry_after: Duration::from_secs(1) };
 }

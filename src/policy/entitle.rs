@@ -6,6 +6,7 @@ use super::charge::Rate;
 use super::path::CanonicalPath;
 use super::reason::Reason;
 use super::route::{Captures, Place, RouteId};
+use super::shadow::Shadow;
 use super::{Partner, Policy};
 
 /// A partner's right to one route.
@@ -16,6 +17,8 @@ pub struct Grant {
     pub purposes: Vec<Arc<str>>,
     pub requests: Option<Rate>,
     pub in_flight_max: Option<u32>,
+    /// Which of these limits are only watched.
+    pub shadow: Shadow,
     pub place: Place,
 }
 

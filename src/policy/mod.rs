@@ -14,6 +14,7 @@ pub mod networks;
 pub mod path;
 pub mod reason;
 pub mod route;
+pub mod shadow;
 pub mod shape;
 pub mod trail;
 
@@ -31,6 +32,7 @@ use networks::Networks;
 use path::CanonicalPath;
 use reason::Reason;
 use route::{Captures, Place, Route, RouteId, RouteKind, Router};
+use shadow::Shadow;
 use trail::{Note, Trail};
 
 /// The gateway's own route: tells a partner who it is taken for.
@@ -52,6 +54,7 @@ pub struct Partner {
     pub hours: Option<Hours>,
     pub actor_required: bool,
     pub limits: Limits,
+    pub limits_place: Place,
     pub grants: Vec<Grant>,
     pub place: Place,
 }
@@ -66,6 +69,8 @@ pub struct Limits {
     pub subject: Rate,
     pub in_flight_max: u32,
     pub connections_max: u32,
+    /// Which of these are only watched.
+    pub shadow: Shadow,
 }
 
 /// Who may do what. An immutable value; asking it changes nothing.
@@ -105,6 +110,7 @@ pub struct HeadPlan<'p> {
     policy: &'p Policy,
     partner: Option<PartnerId>,
     charges: [Option<Charge<'p>>; 5],
+    shadow: Shadow,
     then: Result<Way<'p>, Reason>,
     trail: Trail,
 }
@@ -128,6 +134,7 @@ pub struct Admission<'p> {
 #[must_use]
 pub struct Plan<'p> {
     charge: Option<Charge<'p>>,
+    shadow: Shadow,
     then: Result<Permit<'p>, Reason>,
     trail: Trail,
 }
@@ -185,8 +192,8 @@ impl Policy {
         sender: &Sender,
         then: impl FnOnce(&mut HeadPlan<'p>) -> Result<Way<'p>, Reason>,
     ) -> HeadPlan<'p> {
-        let trail = Trail::default();
-        let mut plan = HeadPlan { policy: self, partner: None, charges: [None; 5], then: Err(Reason::NoRoute), trail };
+        let (charges, shadow, trail) = Default::default();
+        let mut plan = HeadPlan { policy: self, partner: None, charges, shadow, then: Err(Reason::NoRoute), trail };
         plan.then = self.admit(sender, &mut plan).and_then(|()| then(&mut plan));
         plan
     }
@@ -199,9 +206,11 @@ impl Policy {
         let limits = &partner.limits;
         // All that a stolen certificate can use up from elsewhere: the partner's own rate stays the partner's.
         plan.charges[0] = Some(Charge::SourceRate(charge::site(sender.source), limits.source));
+        plan.shadow = limits.shadow;
 
-        let network = admit::admit(partner, sender.standing, sender.source, sender.now)?;
+        let (network, shadow) = admit::admit(partner, sender.standing, sender.source, sender.now)?;
         plan.trail.push(Note::Admitted { partner: id, network });
+        plan.trail.would_refuse(shadow);
         plan.charges[1] = Some(Charge::InFlight(limits.in_flight_max));
         plan.charges[2] = Some(Charge::RequestRate(limits.requests));
         Ok(())
@@ -226,6 +235,7 @@ impl Policy {
         let route = &*self.route(grant.route).name;
         plan.charges[3] = grant.requests.map(|rate| Charge::RouteRate(route, rate));
         plan.charges[4] = grant.in_flight_max.map(|max| Charge::RouteInFlight(route, max));
+        plan.shadow.join(grant.shadow);
         Ok(Way::Granted { grant, captures })
     }
 }
@@ -241,6 +251,18 @@ impl<'p> HeadPlan<'p> {
         self.charges.into_iter().flatten()
     }
 
+    /// Which of these limits are only watched.
+    pub fn shadow(&self) -> Shadow {
+        self.shadow
+    }
+
+    /// Notes what a limit outside of the charges would have refused, were it not in shadow.
+    pub fn would_refuse(&mut self, shadow: Shadow) {
+        if self.partner.is_some() {
+            self.trail.would_refuse(shadow);
+        }
+    }
+
     /// A refusal for a reason that lies outside of policy, and is not charged.
     pub fn refuse(self, reason: Reason, retry_after: Duration) -> Denial {
         deny(reason, Some(retry_after), self.trail)
@@ -248,8 +270,10 @@ impl<'p> HeadPlan<'p> {
 
     pub fn settle(mut self, receipt: Receipt) -> Result<Admission<'p>, Denial> {
         let paid = self.charges().count() as u8;
-        if let Receipt::Refused { reason, retry_after } = receipt {
-            return Err(deny(reason, Some(retry_after), self.trail));
+        match receipt {
+            Receipt::Refused { reason, retry_after } => return Err(deny(reason, Some(retry_after), self.trail)),
+            Receipt::Passed(shadow) => self.trail.would_refuse(shadow),
+            Receipt::Paid => {}
         }
         if let (Some(partner), 1..) = (self.partner, paid) {
             self.trail.push(Note::RequestCharged { partner, charges: paid });
@@ -289,9 +313,10 @@ impl<'p> Admission<'p> {
     /// The verdict on a lookup, from what was read of it.
     pub fn plan_lookup(self, lookup: Result<&Lookup, Reason>) -> Plan<'p> {
         let mut trail = self.trail.clone();
+        let shadow = self.partner().limits.shadow;
         let mut charge = None;
         let then = self.decide_lookup(lookup, &mut charge, &mut trail);
-        Plan { charge, then, trail }
+        Plan { charge, shadow, then, trail }
     }
 
     fn decide_lookup(
@@ -335,7 +360,7 @@ impl<'p> Admission<'p> {
             }
             (Ok(()), _) => Err(Reason::NoGrant),
         };
-        Plan { charge: None, then, trail: self.trail }
+        Plan { charge: None, shadow: Shadow::default(), then, trail: self.trail }
     }
 }
 
@@ -345,11 +370,19 @@ impl<'p> Plan<'p> {
         self.charge.into_iter()
     }
 
+    /// Whether that limit is only watched.
+    pub fn shadow(&self) -> Shadow {
+        self.shadow
+    }
+
     pub fn settle(mut self, receipt: Receipt) -> Result<Permit<'p>, Denial> {
+        if let Receipt::Passed(shadow) = receipt {
+            self.trail.would_refuse(shadow);
+        }
         match (self.then, receipt) {
             (Err(reason), _) => Err(deny(reason, None, self.trail)),
             (Ok(_), Receipt::Refused { reason, retry_after }) => Err(deny(reason, Some(retry_after), self.trail)),
-            (Ok(permit), Receipt::Paid) => {
+            (Ok(permit), Receipt::Paid | Receipt::Passed(_)) => {
                 let partner = self.trail.partner().filter(|_| self.charge.is_some());
                 if let Some(partner) = partner {
                     self.trail.push(Note::SubjectCharged { partner });

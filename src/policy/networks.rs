@@ -32,6 +32,8 @@ pub struct Note {
     pub reason: String,
     /// The first instant at which the entry no longer counts; `None` for never.
     pub expires: Option<Timestamp>,
+    /// Its removal is being tried: it lets in what nothing else does, and that is counted.
+    pub shadow: bool,
     pub file: Arc<str>,
 }
 
@@ -50,8 +52,10 @@ pub struct Network<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Match {
-    /// The innermost entry that covers the address and has not expired.
+    /// The innermost entry that covers the address, has not expired and is not in shadow.
     Found(NetworkId),
+    /// Only entries in shadow would let it in: the innermost of them.
+    Shadow(NetworkId),
     /// Entries cover the address and all have expired: the innermost of them.
     Expired(NetworkId),
     Absent,
@@ -89,6 +93,12 @@ pub struct Union {
     v6: Segments<u128>,
 }
 
+impl Match {
+    pub fn lets_in(self) -> bool {
+        matches!(self, Match::Found(_) | Match::Shadow(_))
+    }
+}
+
 impl NetworkId {
     pub fn index(self) -> usize {
         self.0 as usize
@@ -113,7 +123,7 @@ impl NetworksBuilder {
     }
 
     /// Adds one entry with a note interned by this builder. Of entries with the same CIDR the one that expires last
-    /// answers; all stay in the list. Refuses what `canonical` refuses, and more than 2^32 - 2 entries.
+    /// answers, and those in shadow after the others; all stay in the list. Refuses what `canonical` refuses, and more than 2^32 - 2 entries.
     pub fn add(&mut self, cidr: IpNet, note: NoteId, line: u32) -> Result<(), NetworkError> {
         let cidr = canonical(cidr)?;
         if self.v4.len() + self.v6.len() >= ENTRIES_MAX {
@@ -182,7 +192,7 @@ impl Union {
         }
     }
 
-    /// True exactly when one of the lists answers `Found` for the same address and instant.
+    /// True exactly when one of the lists answers `Found` or `Shadow` for the same address and instant.
     pub fn contains(&self, addr: IpAddr, now: Timestamp) -> bool {
         match addr.to_canonical() {
             IpAddr::V4(v4) => now < self.v4.until(v4.into()),
@@ -294,7 +304,8 @@ struct Line<T> {
     line: u32,
 }
 
-/// The networks of one address family, sorted by start, then the wider first, then the one that expires first.
+/// The networks of one address family, sorted by start, then the wider first, then those in shadow, then the one that
+/// expires first.
 ///
 /// Two CIDRs are nested or disjoint. So the last entry that starts at or before an address either covers it or lies
 /// inside everything that does, and following parents from there meets every covering network, innermost first.
@@ -306,8 +317,9 @@ struct Family<T> {
 struct Entry {
     note: NoteId,
     line: u32,
-    /// How many entries back the next strictly wider network stands, in its longest-lived entry. Skipping equal
-    /// networks bounds a walk by the prefix length, however often a file repeats a line.
+    /// How many entries back the next strictly wider network stands, in its longest-lived entry; before it, the
+    /// longest-lived in shadow of this one. Skipping equal networks bounds a walk by twice the prefix length, however
+    /// often a file repeats a line.
     parent: Option<NonZeroU32>,
     prefix: u8,
 }
@@ -315,14 +327,15 @@ struct Entry {
 impl<T: Bits> Family<T> {
     fn build(mut lines: Vec<Line<T>>, notes: &[Note]) -> Family<T> {
         let until = |line: &Line<T>| notes[line.note.index()].until();
+        let rank = |line: &Line<T>| (line.prefix, !notes[line.note.index()].shadow);
         lines.sort_unstable_by(|a, b| {
-            (a.start, a.prefix).cmp(&(b.start, b.prefix)).then_with(|| (until(a), a.line).cmp(&(until(b), b.line)))
+            (a.start, rank(a)).cmp(&(b.start, rank(b))).then_with(|| (until(a), a.line).cmp(&(until(b), b.line)))
         });
         let mut entries = Vec::with_capacity(lines.len());
         let mut around: Vec<usize> = Vec::new();
-        for (i, Line { start, prefix, note, line }) in lines.iter().enumerate() {
+        for (i, own @ Line { start, prefix, note, line }) in lines.iter().enumerate() {
             around.truncate(covering(&around, |&j| {
-                lines[j].prefix < *prefix && *start <= lines[j].start.last(lines[j].prefix)
+                rank(&lines[j]) < rank(own) && *start <= lines[j].start.last(lines[j].prefix)
             }));
             let parent = around.last().and_then(|j| NonZeroU32::new((i - j) as u32));
             entries.push((*start, Entry { note: *note, line: *line, parent, prefix: *prefix }));
@@ -339,11 +352,12 @@ impl<T: Bits> Family<T> {
         let mut answer = Match::Absent;
         for i in covering {
             let id = NetworkId((first + i) as u32);
-            if now < notes[self.entry(i).note.index()].until() {
-                return Match::Found(id);
-            }
-            if answer == Match::Absent {
-                answer = Match::Expired(id);
+            let note = &notes[self.entry(i).note.index()];
+            match (now < note.until(), answer) {
+                (true, _) if !note.shadow => return Match::Found(id),
+                (true, Match::Absent | Match::Expired(_)) => answer = Match::Shadow(id),
+                (false, Match::Absent) => answer = Match::Expired(id),
+                _ => {}
             }
         }
         answer
@@ -506,13 +520,19 @@ mod tests {
     fn note(expires: Option<u64>) -> Note {
         let word = |text: &str| text.to_owned();
         let expires = expires.map(seconds);
-        Note { owner: word("noc"), ticket: word("NET-1"), reason: word("lab"), expires, file: "lab.networks".into() }
+        let (owner, ticket, reason) = (word("noc"), word("NET-1"), word("lab"));
+        Note { owner, ticket, reason, expires, shadow: false, file: "lab.networks".into() }
     }
 
     fn list<C: ToString>(entries: &[(C, Option<u64>)]) -> Networks {
+        list_of(entries.iter().map(|(cidr, expires)| (cidr.to_string(), *expires, false)))
+    }
+
+    /// The last of each says whether it is in shadow.
+    fn list_of<C: ToString>(entries: impl IntoIterator<Item = (C, Option<u64>, bool)>) -> Networks {
         let mut builder = NetworksBuilder::new();
-        for (line, (cidr, expires)) in (1..).zip(entries) {
-            let note = builder.intern(note(*expires));
+        for (line, (cidr, expires, shadow)) in (1..).zip(entries) {
+            let note = builder.intern(Note { shadow, ..note(expires) });
             builder.add(cidr.to_string().parse().unwrap(), note, line).unwrap();
         }
         builder.build()
@@ -522,6 +542,7 @@ mod tests {
     fn line(networks: &Networks, addr: IpAddr, now: u64) -> Answer {
         match networks.find(addr, seconds(now)) {
             Match::Found(id) => Some(Ok(networks.network(id).line)),
+            Match::Shadow(id) => panic!("line {} is in no shadow", networks.network(id).line),
             Match::Expired(id) => Some(Err(networks.network(id).line)),
             Match::Absent => None,
         }
@@ -529,6 +550,45 @@ mod tests {
 
     type Entries = &'static [(&'static str, Option<u64>)];
     type Answer = Option<Result<u32, u32>>;
+
+    #[test]
+    fn an_entry_in_shadow_answers_where_no_other_does() {
+        let entries = [
+            ("10.0.0.0/16", Some(8), false),
+            ("10.0.1.0/24", None, true),
+            ("10.1.0.0/16", Some(9), true),
+            ("10.1.1.0/24", Some(5), true),
+            ("10.2.0.0/24", Some(3), false),
+            ("10.2.0.0/24", Some(6), true),
+            ("10.2.0.0/24", Some(9), true),
+            ("10.2.0.0/24", Some(4), false),
+        ];
+        let networks = list_of(entries);
+        for (addr, now, expected) in [
+            ("10.0.1.1", 0, "Found 1"),
+            ("10.0.1.1", 8, "Shadow 2"),
+            ("10.0.2.1", 8, "Expired 1"),
+            ("10.1.1.1", 4, "Shadow 4"),
+            ("10.1.1.1", 5, "Shadow 3"),
+            ("10.1.1.1", 9, "Expired 4"),
+            ("10.2.0.1", 3, "Found 8"),
+            ("10.2.0.1", 4, "Shadow 7"),
+            ("10.2.0.1", 9, "Expired 8"),
+            ("10.3.0.1", 0, "Absent"),
+        ] {
+            let addr = addr.parse().unwrap();
+            let line = |id| networks.network(id).line;
+            let found = match networks.find(addr, seconds(now)) {
+                Match::Found(id) => format!("Found {}", line(id)),
+                Match::Shadow(id) => format!("Shadow {}", line(id)),
+                Match::Expired(id) => format!("Expired {}", line(id)),
+                Match::Absent => "Absent".to_owned(),
+            };
+            assert_eq!(found, expected, "{addr} at {now}");
+            let admitted = found.starts_with("Found") || found.starts_with("Shadow");
+            assert_eq!(Union::build(&[&networks]).contains(addr, seconds(now)), admitted, "{addr} at {now}");
+        }
+    }
 
     #[test]
     fn the_innermost_unexpired_entry_answers() {
@@ -707,16 +767,18 @@ mod tests {
         prop_oneof![v4, v6].prop_map(|net| net.unwrap().trunc()).prop_filter("canonical", |net| canonical(*net).is_ok())
     }
 
-    fn entries() -> impl Strategy<Value = Vec<(IpNet, Option<u64>)>> {
-        prop::collection::vec((cidr(), prop::option::weighted(0.8, 0..6u64)), 0..60)
+    type Entry = (IpNet, Option<u64>, bool);
+
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        prop::collection::vec((cidr(), prop::option::weighted(0.8, 0..6u64), prop::bool::weighted(0.3)), 0..60)
     }
 
     /// The first and last addresses of networks and those just outside, where mistakes are.
-    fn probes(entries: &[(IpNet, Option<u64>)]) -> Vec<IpAddr> {
+    fn probes(entries: &[Entry]) -> Vec<IpAddr> {
         let mut addrs: Vec<IpAddr> = ["0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
             .map(|addr| addr.parse().unwrap())
             .to_vec();
-        for (net, _) in entries {
+        for (net, ..) in entries {
             match (net.network(), net.broadcast()) {
                 (IpAddr::V4(first), IpAddr::V4(last)) => {
                     let (first, last) = (u32::from(first), u32::from(last));
@@ -735,31 +797,38 @@ mod tests {
         addrs
     }
 
-    /// The same answer by reading every entry: network and expiry, `Err` when expired.
-    fn scan(entries: &[(IpNet, Option<u64>)], addr: IpAddr, now: u64) -> Option<Result<(IpNet, u64), (IpNet, u64)>> {
-        let until = |expires: Option<u64>| expires.unwrap_or(u64::MAX);
-        let covering = || {
-            let all = entries.iter().filter(|(net, _)| net.contains(&addr.to_canonical()));
-            all.map(|(net, expires)| (net.prefix_len(), until(*expires), *net))
-        };
-        let found = covering().filter(|(_, until, _)| now < *until).max();
-        let answer = |(_, until, net): (u8, u64, IpNet)| (net, until);
-        found.map(|found| Ok(answer(found))).or_else(|| covering().max().map(|expired| Err(answer(expired))))
+    /// What answers, and on which entry: its network, its expiry and whether it is in shadow.
+    type Answered = (&'static str, (u8, bool, u64, IpNet));
+
+    /// The same answer by reading every entry.
+    fn scan(entries: &[Entry], addr: IpAddr, now: u64) -> Option<Answered> {
+        let of = |entry: &Entry| (entry.0.prefix_len(), !entry.2, entry.1.unwrap_or(u64::MAX), entry.0);
+        let covering = || entries.iter().filter(|(net, ..)| net.contains(&addr.to_canonical())).map(of);
+        let current = |enforced: bool| covering().filter(move |entry| now < entry.2 && entry.1 == enforced).max();
+        let found = current(true).map(|found| ("found", found));
+        let shadow = current(false).map(|shadow| ("shadow", shadow));
+        found.or(shadow).or_else(|| covering().max().map(|expired| ("expired", expired)))
+    }
+
+    fn admits(networks: &Networks, addr: IpAddr, now: u64) -> bool {
+        networks.find(addr, seconds(now)).lets_in()
     }
 
     proptest! {
         #[test]
         fn find_equals_a_linear_scan(entries in entries(), now in 0..7u64) {
-            let networks = list(&entries);
+            let networks = list_of(entries.clone());
             prop_assert_eq!(networks.len(), entries.len());
-            let answer = |id| {
+            let answer = |name, id| {
                 let Network { cidr, note, .. } = networks.network(id);
-                (cidr, note.expires.map_or(u64::MAX, Timestamp::unix_seconds))
+                let until = note.expires.map_or(u64::MAX, Timestamp::unix_seconds);
+                Some((name, (cidr.prefix_len(), !note.shadow, until, cidr)))
             };
             for addr in probes(&entries) {
                 let found = match networks.find(addr, seconds(now)) {
-                    Match::Found(id) => Some(Ok(answer(id))),
-                    Match::Expired(id) => Some(Err(answer(id))),
+                    Match::Found(id) => answer("found", id),
+                    Match::Shadow(id) => answer("shadow", id),
+                    Match::Expired(id) => answer("expired", id),
                     Match::Absent => None,
                 };
                 prop_assert_eq!(found, scan(&entries, addr, now), "{}", addr);
@@ -768,10 +837,10 @@ mod tests {
 
         #[test]
         fn the_union_contains_what_some_list_finds(lists in prop::collection::vec(entries(), 0..4), now in 0..7u64) {
-            let networks: Vec<Networks> = lists.iter().map(|entries| list(entries)).collect();
+            let networks: Vec<Networks> = lists.iter().map(|entries| list_of(entries.clone())).collect();
             let union = Union::build(&networks.iter().collect::<Vec<_>>());
             for addr in lists.iter().flat_map(|entries| probes(entries)) {
-                let found = networks.iter().any(|list| matches!(list.find(addr, seconds(now)), Match::Found(_)));
+                let found = networks.iter().any(|list| admits(list, addr, now));
                 prop_assert_eq!(union.contains(addr, seconds(now)), found, "{}", addr);
             }
         }
@@ -781,20 +850,32 @@ mod tests {
             prop_assume!(!entries.is_empty());
             let mut fewer = entries.clone();
             fewer.remove(which.index(entries.len()));
-            let (before, after) = (list(&entries), list(&fewer));
+            let (before, after) = (list_of(entries.clone()), list_of(fewer));
             for addr in probes(&entries) {
                 if before.find(addr, seconds(now)) == Match::Absent {
                     prop_assert_eq!(after.find(addr, seconds(now)), Match::Absent);
                 }
-                if matches!(after.find(addr, seconds(now)), Match::Found(_)) {
-                    prop_assert!(matches!(before.find(addr, seconds(now)), Match::Found(_)));
+                if admits(&after, addr, now) {
+                    prop_assert!(admits(&before, addr, now));
                 }
             }
         }
 
         #[test]
+        fn shadow_says_who_would_be_missing_without_it(entries in entries(), now in 0..7u64) {
+            let enforced = list_of(entries.iter().filter(|(.., shadow)| !shadow).copied());
+            let never = list_of(entries.iter().map(|(net, expires, _)| (*net, *expires, false)));
+            let networks = list_of(entries.clone());
+            for addr in probes(&entries) {
+                let found = networks.find(addr, seconds(now));
+                prop_assert_eq!(matches!(found, Match::Found(_)), admits(&enforced, addr, now), "{}", addr);
+                prop_assert_eq!(admits(&networks, addr, now), admits(&never, addr, now), "{}", addr);
+            }
+        }
+
+        #[test]
         fn overlaps_are_the_pairs_that_share_addresses(a in entries(), b in entries(), pairs_max in 0..50usize) {
-            let (a, b) = (list(&a), list(&b));
+            let (a, b) = (list_of(a), list_of(b));
             let mut expected = Vec::new();
             for (i, x) in a.iter() {
                 let sharing = |y: &IpNet| y.contains(&x.cidr) || x.cidr.contains(y);

@@ -3,6 +3,7 @@
 use super::networks::NetworkId;
 use super::reason::Reason;
 use super::route::{RouteId, RouteKind};
+use super::shadow::Shadow;
 use super::{PartnerId, Policy};
 use crate::subject::Kind;
 
@@ -46,6 +47,8 @@ pub enum Note {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
     notes: [Option<Note>; 8],
+    /// What would have been refused, were nothing in shadow.
+    shadow: Shadow,
 }
 
 impl Trail {
@@ -58,6 +61,15 @@ impl Trail {
 
     pub fn notes(&self) -> impl Iterator<Item = Note> {
         self.notes.iter().flatten().copied()
+    }
+
+    pub fn would_refuse(&mut self, shadow: Shadow) {
+        self.shadow.join(shadow);
+    }
+
+    /// What would have been refused, were nothing in shadow.
+    pub fn shadow(&self) -> Shadow {
+        self.shadow
     }
 
     /// The matched route, for metrics and logs.
@@ -84,7 +96,8 @@ impl Trail {
 
     /// One line a step: the step's name and what it found, with the place in the configuration that decided.
     pub fn lines(&self, policy: &Policy) -> Vec<(&'static str, String)> {
-        self.notes().map(|note| words(note, policy)).collect()
+        let shadow = (!self.shadow.is_empty()).then(|| ("shadow", format!("would be refused: {}", self.shadow)));
+        self.notes().map(|note| words(note, policy)).chain(shadow).collect()
     }
 }
 
@@ -100,10 +113,8 @@ fn words(note: Note, policy: &Policy) -> (&'static str, String) {
             let note = network.note;
             let expires = note.expires.map_or("never expires".to_owned(), |at| format!("expires {at}"));
             let (cidr, owner, ticket) = (network.cidr, &note.owner, &note.ticket);
-            (
-                "admit",
-                format!("network {cidr}, owner {owner}, ticket {ticket}, {expires} ({}:{})", note.file, network.line),
-            )
+            let (shadow, file, line) = (if note.shadow { " in shadow" } else { "" }, &note.file, network.line);
+            ("admit", format!("network {cidr}{shadow}, owner {owner}, ticket {ticket}, {expires} ({file}:{line})"))
         }
         Note::Entitled { partner, route, grant } => {
             let grant = &policy.partner(partner).grants[usize::from(grant)];
@@ -118,7 +129,13 @@ fn words(note: Note, policy: &Policy) -> (&'static str, String) {
         Note::RequestCharged { partner, charges } => {
             let limits = &policy.partner(partner).limits;
             let (requests, source, in_flight) = (limits.requests, limits.source, limits.in_flight_max);
-            let text = format!("{charges} charges: partner {requests}, source {source}, {in_flight} in flight");
+            let shadow = |reason| if limits.shadow.contains(reason) { " in shadow" } else { "" };
+            let text = format!(
+                "{charges} charges: partner {requests}{}, source {source}{}, {in_flight} in flight{}",
+                shadow(Reason::RatePartner),
+                shadow(Reason::RateSource),
+                shadow(Reason::InFlightPartner)
+            );
             ("charge", text)
         }
         Note::LookedUp { kind, allocated } => {
@@ -126,7 +143,9 @@ fn words(note: Note, policy: &Policy) -> (&'static str, String) {
             ("lookup", format!("a well-formed {}{series}", kind.as_str()))
         }
         Note::SubjectCharged { partner } => {
-            ("charge", format!("this person: {}", policy.partner(partner).limits.subject))
+            let limits = &policy.partner(partner).limits;
+            let shadow = if limits.shadow.contains(Reason::RateSubject) { " in shadow" } else { "" };
+            ("charge", format!("this person: {}{shadow}", limits.subject))
         }
         Note::Refused(reason) => ("refuse", format!("{}: {}", reason.code(), reason.row().text)),
     }

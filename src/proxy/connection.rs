@@ -33,8 +33,8 @@ use crate::config::settings::{Http, Settings};
 use crate::gateway::Gateway;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt};
-use crate::policy::networks::Match;
 use crate::policy::reason::Reason;
+use crate::policy::shadow::Shadow;
 use crate::policy::{PartnerId, Sender};
 use crate::snapshot::Snapshot;
 use crate::state::store::Ledger;
@@ -51,7 +51,7 @@ pub struct Peer {
     worker: Rc<Worker>,
     /// The partner already had as many connections as it may.
     over_capacity: bool,
-    _place: Option<state::Connection>,
+    place: Option<state::Connection>,
     requests: Cell<u32>,
     ever: Cell<bool>,
     idle_since: Cell<Instant>,
@@ -92,12 +92,12 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
     // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
     let admitted = partner.filter(|id| {
         let networks = &snapshot.policy.partner(*id).networks;
-        matches!(networks.find(source, gateway.clock.now()), Match::Found(_))
+        networks.find(source, gateway.clock.now()).lets_in()
     });
     let place = admitted.and_then(|id| {
         let partner = snapshot.policy.partner(id);
         gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
-        snapshot.state(id).connect(partner.limits.connections_max)
+        snapshot.state(id).connect(partner.limits.connections_max, partner.limits.shadow)
     });
     let owner = partner.map(|id| (snapshot.policy.partner(id).name.clone(), snapshot.state(id).clone()));
     let (verified, held_against) = (Cell::new(client.verified()), Cell::new(snapshot.generation));
@@ -116,7 +116,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         wire: handle,
         worker,
         over_capacity: admitted.is_some() && place.is_none(),
-        _place: place,
+        place,
         requests: Cell::new(0),
         ever: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
@@ -339,23 +339,24 @@ impl Peer {
         let Some(partner) = id.map(|id| snapshot.policy.partner(id)).filter(|partner| partner.name == *name) else {
             return Some(Withdrawn::Identity);
         };
-        if !matches!(partner.networks.find(self.source, now), Match::Found(_)) {
+        if !partner.networks.find(self.source, now).lets_in() {
             return Some(Withdrawn::Network);
         }
         (state.narrowed() > before).then_some(Withdrawn::Grant)
     }
 
-    /// Takes a group of charges from a partner's state, all or none. Nobody pays nothing.
+    /// Takes a group of charges from a partner's state, all or none but for those in shadow. Nobody pays nothing.
     pub fn charge<'c>(
         &self,
         snapshot: &Snapshot,
         partner: Option<PartnerId>,
         charges: impl Iterator<Item = Charge<'c>> + Clone,
+        shadow: Shadow,
         now: Timestamp,
     ) -> (Receipt, Hold) {
         let Some(partner) = partner else { return (Receipt::Paid, Hold::default()) };
         let entries_max = snapshot.settings.limiter_entries_max;
-        snapshot.state(partner).charge(charges, entries_max, now, &mut self.ledger())
+        snapshot.state(partner).charge(charges, shadow, entries_max, now, &mut self.ledger())
     }
 
     /// What this worker's requests used up and is not kept yet.
@@ -370,6 +371,11 @@ impl Peer {
 
     pub fn over_capacity(&self) -> Option<Reason> {
         self.over_capacity.then_some(Reason::ConnectionsPartner)
+    }
+
+    /// What would have been refused on this connection, were its partner's maximum of them not in shadow.
+    pub fn shadow(&self) -> Shadow {
+        self.place.as_ref().map(state::Connection::shadow).unwrap_or_default()
     }
 
     /// What the wire saw, for refusals that it caused.

@@ -47,7 +47,7 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
     let mut body = Unread::new(&parts, body);
     let mut response = match exchange(parts, &mut body, &peer, &snapshot, &mut record).await {
         Ok(response) => {
-            record.allowed(response.status());
+            record.allowed(&snapshot, response.status());
             response
         }
         Err(denial) => {
@@ -82,7 +82,7 @@ async fn exchange(
         Err(reason) => (Err(reason), String::new()),
     };
     let target = Target::parse(&text, settings.http.target_bytes_max);
-    let plan = match (trusted, &intake, &target) {
+    let mut plan = match (trusted, &intake, &target) {
         (Ok(()), Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
             snapshot.policy.plan_head(&Head { sender, host, method: method.as_str(), path })
         }
@@ -92,9 +92,10 @@ async fn exchange(
     if let Some(reason) = peer.over_capacity() {
         return Err(plan.refuse(reason, Duration::from_secs(1)));
     }
+    plan.would_refuse(peer.shadow());
 
     // Charge the request, before a byte of its body is read.
-    let (receipt, hold) = peer.charge(snapshot, plan.partner(), plan.charges(), record.now);
+    let (receipt, hold) = peer.charge(snapshot, plan.partner(), plan.charges(), plan.shadow(), record.now);
     let admission = plan.settle(receipt)?;
     record.admitted(snapshot, admission.trail());
     let Some(route) = admission.route() else {
@@ -128,8 +129,9 @@ async fn exchange(
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
         }
     };
-    let (receipt, _) = peer.charge(snapshot, record.partner_id(), plan.charges(), record.now);
+    let (receipt, _) = peer.charge(snapshot, record.partner_id(), plan.charges(), plan.shadow(), record.now);
     let permit = plan.settle(receipt)?;
+    record.permitted(permit.trail());
     let trail = permit.trail().clone();
     let denied = |reason: Reason| Denial::after(&trail, reason);
     let payload = payload.map_err(denied)?;

@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::connection::Peer;
 use super::headers::{Trace, decision};
 use crate::clock::Timestamp;
+use crate::log::LogLimit;
 use crate::metrics::{Identifier, Metrics, Outcome};
 use crate::policy::lookup::Lookup;
 use crate::policy::reason::Reason;
+use crate::policy::shadow::Shadow;
 use crate::policy::trail::Trail;
 use crate::policy::{Denial, PartnerId};
 use crate::snapshot::Snapshot;
@@ -33,6 +35,8 @@ pub struct Record {
     partner: Option<(PartnerId, Arc<str>)>,
     route: Option<Arc<str>>,
     kind: Option<Kind>,
+    /// What would have been refused, were nothing in shadow.
+    shadow: Shadow,
     /// Time that was not the gateway's: waiting for the partner's body, and for the backend.
     upload: Duration,
     backend: Option<Duration>,
@@ -55,6 +59,7 @@ impl Record {
             partner: None,
             route: None,
             kind: None,
+            shadow: Shadow::default(),
             upload: Duration::ZERO,
             backend: None,
             ended: false,
@@ -71,6 +76,11 @@ impl Record {
         if let Some((partner, network)) = trail.network() {
             snapshot.matched(partner, network, self.now, &mut self.peer.ledger());
         }
+    }
+
+    /// All is decided and paid for.
+    pub fn permitted(&mut self, trail: &Trail) {
+        self.shadow.join(trail.shadow());
     }
 
     /// Waits for something that the partner has to send.
@@ -115,8 +125,9 @@ impl Record {
         }
     }
 
-    pub fn allowed(&mut self, status: StatusCode) {
+    pub fn allowed(&mut self, snapshot: &Snapshot, status: StatusCode) {
         self.end("allow", "none");
+        self.passed(snapshot);
         tracing::debug!(
             decision = %self.decision,
             partner = self.partner_name(),
@@ -142,13 +153,13 @@ impl Record {
         };
         self.end(verdict, reason.code());
         if verdict == "allow" {
+            self.passed(snapshot);
             tracing::debug!(decision = %self.decision, partner = self.partner_name(), route = self.route_name(), verdict, reason = reason.code(), "request");
             return;
         }
         let peer = &self.peer;
         let violation = peer.violation(reason).map(|violation| violation.as_str());
-        let lines = snapshot.request_lines(self.partner_id());
-        lines.unwrap_or(&peer.gateway().request_lines).note(self.now, |unlogged| {
+        self.lines(snapshot).note(self.now, |unlogged| {
             tracing::info!(
                 decision = %self.decision,
                 partner = self.partner_name(),
@@ -159,13 +170,41 @@ impl Record {
                 reason = reason.code(),
                 violation,
                 rule = rule(denial, snapshot),
+                shadow = self.shadow_text(),
                 unlogged,
                 "request"
             );
         });
     }
 
+    /// Says what was let through and would not have been, were nothing in shadow.
+    fn passed(&self, snapshot: &Snapshot) {
+        let Some(shadow) = self.shadow_text() else { return };
+        self.lines(snapshot).note(self.now, |unlogged| {
+            tracing::info!(
+                decision = %self.decision,
+                partner = self.partner_name(),
+                route = self.route_name(),
+                source = %self.peer.source,
+                subject = self.peer.client.subject,
+                verdict = "allow",
+                shadow,
+                unlogged,
+                "shadow"
+            );
+        });
+    }
+
+    fn shadow_text(&self) -> Option<String> {
+        (!self.shadow.is_empty()).then(|| self.shadow.to_string())
+    }
+
+    fn lines<'s>(&'s self, snapshot: &'s Snapshot) -> &'s LogLimit {
+        snapshot.request_lines(self.partner_id()).unwrap_or(&self.peer.gateway().request_lines)
+    }
+
     fn learn(&mut self, snapshot: &Snapshot, trail: &Trail) {
+        self.shadow.join(trail.shadow());
         if let (None, Some(id)) = (&self.partner, trail.partner()) {
             self.partner = Some((id, snapshot.policy.partner(id).name.clone()));
         }
@@ -182,8 +221,15 @@ impl Record {
         self.ended = true;
         let metrics = self.metrics();
         metrics.request(self.partner_name(), self.route_name(), verdict, reason);
+        self.count_shadow();
         let elsewhere = self.upload + self.backend.unwrap_or_default();
         metrics.latency(self.route_name(), self.begun.elapsed().saturating_sub(elsewhere), self.backend);
+    }
+
+    fn count_shadow(&self) {
+        for reason in self.shadow.reasons() {
+            self.metrics().shadow_refusal(self.partner_name(), reason);
+        }
     }
 
     fn partner_name(&self) -> &str {
@@ -199,7 +245,7 @@ impl Record {
 /// none: the grant or the network before it is the rule.
 fn rule(denial: &Denial, snapshot: &Snapshot) -> Option<String> {
     let lines = denial.trail.lines(&snapshot.policy);
-    let found = lines.iter().rev().find(|(step, _)| !matches!(*step, "refuse" | "charge" | "lookup"));
+    let found = lines.iter().rev().find(|(step, _)| !matches!(*step, "refuse" | "charge" | "lookup" | "shadow"));
     found.map(|(step, text)| format!("{step}: {text}"))
 }
 
@@ -207,6 +253,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         if !self.ended {
             self.metrics().request(self.partner_name(), self.route_name(), "aborted", "partner-gone");
+            self.count_shadow();
         }
         self.peer.ends();
     }

@@ -20,6 +20,8 @@ use ipnet::IpNet;
 use crate::clock::Timestamp;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt, SubjectKey};
+use crate::policy::reason::Reason;
+use crate::policy::shadow::Shadow;
 use backends::Backends;
 use freeze::{Freeze, Freezes};
 use rates::{FullAt, at_most_empty, take};
@@ -50,8 +52,8 @@ pub struct PartnerState {
 #[derive(Debug, Default)]
 struct Used {
     requests: FullAt,
-    in_flight: u32,
-    connections: u32,
+    in_flight: Places,
+    connections: Places,
     /// One entry for each route that a grant limits; entries stay, so that a [`Hold`] can name one by its index.
     routes: Vec<RouteUsed>,
     sources: HashMap<IpAddr, FullAt>,
@@ -82,7 +84,22 @@ pub struct Knock {
 struct RouteUsed {
     name: Box<str>,
     requests: FullAt,
-    in_flight: u32,
+    in_flight: Places,
+}
+
+/// Places that are taken for as long as something lasts.
+#[derive(Debug, Default)]
+struct Places {
+    within: u32,
+    /// Taken when a maximum in shadow was reached. They leave the others to those whom it would have let in.
+    beyond: u32,
+}
+
+/// On which side of a maximum a place was taken; beyond it only where it is in shadow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Within,
+    Beyond,
 }
 
 /// In-flight places taken by one request; dropping it gives them back.
@@ -91,8 +108,8 @@ struct RouteUsed {
 pub struct Hold {
     /// `None` until a place was taken.
     partner: Option<Arc<PartnerState>>,
-    request: bool,
-    route: Option<usize>,
+    request: Option<Side>,
+    route: Option<(usize, Side)>,
 }
 
 /// One of a partner's connections; dropping it gives the place back.
@@ -100,6 +117,7 @@ pub struct Hold {
 #[must_use]
 pub struct Connection {
     partner: Arc<PartnerState>,
+    side: Side,
 }
 
 /// A full map is swept at most this often: a flood of new keys must not make each request walk all the others.
@@ -206,22 +224,29 @@ impl State {
 }
 
 impl PartnerState {
-    /// Takes all of the charges or none. The hold is for the in-flight places among them; what has to outlive the process
-    /// is noted in the ledger.
+    /// Takes all of the charges or none, where those in shadow do not count: one that cannot be taken is left. The hold is
+    /// for the in-flight places among them; what has to outlive the process is noted in the ledger.
     pub fn charge<'c>(
         self: &Arc<Self>,
         charges: impl Iterator<Item = Charge<'c>> + Clone,
+        shadow: Shadow,
         entries_max: usize,
         now: Timestamp,
         ledger: &mut Ledger,
     ) -> (Receipt, Hold) {
         let mut hold = Hold::default();
         let mut used = self.lock();
-        let mut buckets = [FullAt::default(); CHARGES_MAX];
+        let mut buckets = [Some(FullAt::default()); CHARGES_MAX];
+        let mut passed = Shadow::default();
         for (charge, bucket) in charges.clone().zip(&mut buckets) {
-            match used.stage(charge, entries_max, now) {
-                Ok(after) => *bucket = after,
-                Err(receipt) => return (receipt, hold),
+            let watched = shadow.contains(charge.refusal());
+            match used.stage(charge, watched, entries_max, now) {
+                Ok(after) => *bucket = Some(after),
+                Err((reason, _)) if watched => {
+                    passed.insert(reason);
+                    *bucket = None;
+                }
+                Err((reason, retry_after)) => return (Receipt::Refused { reason, retry_after }, hold),
             }
         }
         for (charge, bucket) in charges.clone().zip(buckets) {
@@ -229,6 +254,7 @@ impl PartnerState {
         }
         drop(used);
         for (charge, bucket) in charges.zip(buckets) {
+            let Some(bucket) = bucket else { continue };
             let fact = match charge {
                 Charge::RequestRate(_) => Fact::Requests,
                 Charge::RouteRate(route, _) => Fact::Route(route),
@@ -238,20 +264,23 @@ impl PartnerState {
             };
             ledger.note(&self.name, fact, bucket.time());
         }
-        if hold.request || hold.route.is_some() {
+        if hold.request.is_some() || hold.route.is_some() {
             hold.partner = Some(self.clone());
         }
-        (Receipt::Paid, hold)
+        (if passed.is_empty() { Receipt::Paid } else { Receipt::Passed(passed) }, hold)
     }
 
-    /// A place for one more connection, if there is one.
-    pub fn connect(self: &Arc<Self>, connections_max: u32) -> Option<Connection> {
-        let mut used = self.lock();
-        if used.connections >= connections_max {
-            return None;
-        }
-        used.connections += 1;
-        Some(Connection { partner: self.clone() })
+    /// A place for one more connection, if there is one, or if the maximum is in shadow.
+    pub fn connect(self: &Arc<Self>, connections_max: u32, shadow: Shadow) -> Option<Connection> {
+        let watched = shadow.contains(Reason::ConnectionsPartner);
+        let places = &mut self.lock().connections;
+        let side = match places.has_room(connections_max, watched) {
+            true => Side::Within,
+            false if watched => Side::Beyond,
+            false => return None,
+        };
+        places.take(side);
+        Some(Connection { partner: self.clone(), side })
     }
 
     /// Keys that are remembered: source addresses and people.
@@ -261,11 +290,11 @@ impl PartnerState {
     }
 
     pub fn in_flight(&self) -> u32 {
-        self.lock().in_flight
+        self.lock().in_flight.taken()
     }
 
     pub fn connections(&self) -> u32 {
-        self.lock().connections
+        self.lock().connections.taken()
     }
 
     pub fn standing(&self) -> Standing {
@@ -327,13 +356,25 @@ impl PartnerState {
 const CHARGES_MAX: usize = 6;
 
 impl Used {
-    /// What a charge would leave behind, without leaving it. In-flight charges have no bucket.
-    fn stage(&mut self, charge: Charge, entries_max: usize, now: Timestamp) -> Result<FullAt, Receipt> {
+    /// What a charge would leave behind, without leaving it; or why it cannot be taken, and for how long. In-flight charges
+    /// have no bucket.
+    fn stage(
+        &mut self,
+        charge: Charge,
+        watched: bool,
+        entries_max: usize,
+        now: Timestamp,
+    ) -> Result<FullAt, (Reason, Duration)> {
+        let place = |places: &Places, max| match places.has_room(max, watched) {
+            true => Ok(FullAt::default()),
+            // When a place gets free cannot be known; a second is the least that Retry-After can say.
+            false => Err((charge.refusal(), Duration::from_secs(1))),
+        };
         let (rate, bucket) = match charge {
-            Charge::InFlight(max) => return within(self.in_flight, max, charge),
+            Charge::InFlight(max) => return place(&self.in_flight, max),
             Charge::RouteInFlight(route, max) => {
                 let route = self.route(route);
-                return within(self.routes[route].in_flight, max, charge);
+                return place(&self.routes[route].in_flight, max);
             }
             Charge::RequestRate(rate) => (rate, Some(&mut self.requests)),
             Charge::RouteRate(route, rate) => {
@@ -348,38 +389,46 @@ impl Used {
                 *bucket = at_most_empty(rate, *bucket, now);
                 *bucket
             }
-            None => self.make_room(entries_max, now)?,
+            None => self.make_room(charge, entries_max, now)?,
         };
-        take(rate, bucket, now).map_err(|retry_after| Receipt::Refused { reason: charge.refusal(), retry_after })
+        take(rate, bucket, now).map_err(|retry_after| (charge.refusal(), retry_after))
     }
 
-    fn commit(&mut self, charge: Charge, bucket: FullAt, hold: &mut Hold) {
-        match charge {
-            Charge::InFlight(_) => {
-                self.in_flight += 1;
-                hold.request = true;
+    /// Leaves behind what was staged; `None` for a charge in shadow that could not be taken.
+    fn commit(&mut self, charge: Charge, bucket: Option<FullAt>, hold: &mut Hold) {
+        let side = if bucket.is_some() { Side::Within } else { Side::Beyond };
+        match (charge, bucket) {
+            (Charge::InFlight(_), _) => {
+                self.in_flight.take(side);
+                hold.request = Some(side);
             }
-            Charge::RouteInFlight(route, _) => {
+            (Charge::RouteInFlight(route, _), _) => {
                 let route = self.route(route);
-                self.routes[route].in_flight += 1;
-                hold.route = Some(route);
+                self.routes[route].in_flight.take(side);
+                hold.route = Some((route, side));
             }
-            Charge::RequestRate(_) => self.requests = bucket,
-            Charge::RouteRate(route, _) => {
+            (Charge::RequestRate(_), Some(bucket)) => self.requests = bucket,
+            (Charge::RouteRate(route, _), Some(bucket)) => {
                 let route = self.route(route);
                 self.routes[route].requests = bucket;
             }
-            Charge::SourceRate(source, _) => _ = self.sources.insert(source, bucket),
-            Charge::SubjectRate(subject, _) => _ = self.subjects.insert(subject, bucket),
+            (Charge::SourceRate(source, _), Some(bucket)) => _ = self.sources.insert(source, bucket),
+            (Charge::SubjectRate(subject, _), Some(bucket)) => _ = self.subjects.insert(subject, bucket),
+            (_, None) => {}
         }
     }
 
-    /// Room for a new key, whose bucket is full. A key that still owes is never forgotten to make room.
-    fn make_room(&mut self, entries_max: usize, now: Timestamp) -> Result<FullAt, Receipt> {
-        if self.entries() >= entries_max && now.since(self.swept) >= SWEEP_EVERY {
+    /// Room for a new key, whose bucket is full. A key that still owes is never forgotten to make room. Addresses and
+    /// people have rooms of their own, so that those of a limit in shadow crowd out nothing that is enforced.
+    fn make_room(&mut self, charge: Charge, entries_max: usize, now: Timestamp) -> Result<FullAt, (Reason, Duration)> {
+        let is_full = |used: &Used| match charge {
+            Charge::SubjectRate(..) => used.subjects.len() >= entries_max,
+            _ => used.sources.len() >= entries_max,
+        };
+        if is_full(self) && now.since(self.swept) >= SWEEP_EVERY {
             self.sweep(now);
         }
-        if self.entries() < entries_max { Ok(FullAt::default()) } else { Err(Receipt::FULL) }
+        if is_full(self) { Err((Reason::LimiterFull, Duration::from_secs(1))) } else { Ok(FullAt::default()) }
     }
 
     /// Takes over what an earlier run left. The latest counts, in whatever order they come.
@@ -415,10 +464,6 @@ impl Used {
         }
     }
 
-    fn entries(&self) -> usize {
-        self.sources.len() + self.subjects.len()
-    }
-
     fn sweep(&mut self, now: Timestamp) {
         forget_full(&mut self.sources, now);
         forget_full(&mut self.subjects, now);
@@ -429,16 +474,51 @@ impl Used {
     fn route(&mut self, name: &str) -> usize {
         let known = self.routes.iter().position(|route| *route.name == *name);
         known.unwrap_or_else(|| {
-            self.routes.push(RouteUsed { name: name.into(), requests: FullAt::default(), in_flight: 0 });
+            self.routes.push(RouteUsed {
+                name: name.into(),
+                requests: FullAt::default(),
+                in_flight: Places::default(),
+            });
             self.routes.len() - 1
         })
     }
 }
 
-fn within(taken: u32, max: u32, charge: Charge) -> Result<FullAt, Receipt> {
-    // When a place gets free cannot be known; a second is the least that Retry-After can say.
-    let refused = Receipt::Refused { reason: charge.refusal(), retry_after: Duration::from_secs(1) };
-    if taken < max { Ok(FullAt::default()) } else { Err(refused) }
+impl Places {
+    fn taken(&self) -> u32 {
+        self.within + self.beyond
+    }
+
+    /// A maximum that is enforced counts those, too, that were let in while it was not.
+    fn has_room(&self, max: u32, watched: bool) -> bool {
+        if watched { self.within < max } else { self.taken() < max }
+    }
+
+    fn take(&mut self, side: Side) {
+        *self.count(side) += 1;
+    }
+
+    fn give_back(&mut self, side: Side) {
+        let count = self.count(side);
+        *count = count.saturating_sub(1);
+    }
+
+    fn count(&mut self, side: Side) -> &mut u32 {
+        match side {
+            Side::Within => &mut self.within,
+            Side::Beyond => &mut self.beyond,
+        }
+    }
+}
+
+impl Connection {
+    /// What would have been refused, were the maximum not in shadow.
+    pub fn shadow(&self) -> Shadow {
+        match self.side {
+            Side::Within => Shadow::default(),
+            Side::Beyond => Shadow::from_iter([Reason::ConnectionsPartner]),
+        }
+    }
 }
 
 fn forget_full<K: Eq + Hash>(buckets: &mut HashMap<K, FullAt>, now: Timestamp) {
@@ -452,19 +532,18 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let Some(partner) = &self.partner else { return };
         let mut used = partner.lock();
-        if self.request {
-            used.in_flight = used.in_flight.saturating_sub(1);
+        if let Some(side) = self.request {
+            used.in_flight.give_back(side);
         }
-        if let Some(route) = self.route {
-            used.routes[route].in_flight = used.routes[route].in_flight.saturating_sub(1);
+        if let Some((route, side)) = self.route {
+            used.routes[route].in_flight.give_back(side);
         }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let mut used = self.partner.lock();
-        used.connections = used.connections.saturating_sub(1);
+        self.partner.lock().connections.give_back(self.side);
     }
 }
 
@@ -479,7 +558,6 @@ impl Drop for Knock {
 mod tests {
     use super::*;
     use crate::policy::charge::Rate;
-    use crate::policy::reason::Reason;
 
     const NOW: Timestamp = Timestamp::from_unix_seconds(1_780_000_000);
 
@@ -492,12 +570,16 @@ mod tests {
     }
 
     fn pay(partner: &Arc<PartnerState>, charges: &[Charge], now: Timestamp) -> (Receipt, Hold) {
-        partner.charge(charges.iter().copied(), 4, now, &mut Ledger::default())
+        pay_beside(partner, charges, Shadow::default(), now)
+    }
+
+    fn pay_beside(partner: &Arc<PartnerState>, charges: &[Charge], shadow: Shadow, now: Timestamp) -> (Receipt, Hold) {
+        partner.charge(charges.iter().copied(), shadow, 4, now, &mut Ledger::default())
     }
 
     fn refused(receipt: Receipt) -> Option<Reason> {
         match receipt {
-            Receipt::Paid => None,
+            Receipt::Paid | Receipt::Passed(_) => None,
             Receipt::Refused { reason, .. } => Some(reason),
         }
     }
@@ -552,6 +634,89 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_shadow_passes_is_named_and_takes_nothing_from_the_rest() {
+        use Reason::*;
+        let source: IpAddr = "10.20.0.5".parse().expect("address");
+        let group = [
+            Charge::SourceRate(source, rate(1, 1)),
+            Charge::InFlight(2),
+            Charge::RequestRate(rate(1, 3)),
+            Charge::RouteRate("lookup", rate(1, 5)),
+            Charge::RouteInFlight("lookup", 4),
+        ];
+        let shadow = Shadow::from_iter([RateSource, InFlightPartner, InFlightRoute]);
+        let partner = partner();
+        // The partner's own rate is enforced: it is taken from three times, whatever the others would have said.
+        let mut holds = Vec::new();
+        for expected in [&[][..], &[RateSource], &[RateSource, InFlightPartner]] {
+            let (receipt, hold) = pay_beside(&partner, &group, shadow, NOW);
+            let passed = Shadow::from_iter(expected.iter().copied());
+            assert_eq!(receipt, if passed.is_empty() { Receipt::Paid } else { Receipt::Passed(passed) });
+            holds.push(hold);
+        }
+        // Refused, nothing is taken from either kind.
+        let (receipt, _hold) = pay_beside(&partner, &group, shadow, NOW);
+        assert_eq!((refused(receipt), partner.in_flight()), (Some(RatePartner), 3));
+        let route = [Charge::RouteRate("lookup", rate(1, 5))];
+        for expected in [None, None, Some(RateRoute)] {
+            assert_eq!(refused(pay(&partner, &route, NOW).0), expected);
+        }
+        // What was beyond a maximum in shadow gives no place back to those within it.
+        drop(holds.pop());
+        let in_flight = [Charge::InFlight(2)];
+        let again = || pay_beside(&partner, &in_flight, shadow, NOW);
+        assert_eq!(again().0, Receipt::Passed(Shadow::from_iter([InFlightPartner])));
+        drop(holds.pop());
+        let (receipt, hold) = again();
+        assert_eq!((receipt, partner.in_flight()), (Receipt::Paid, 2));
+        drop((hold, holds));
+        assert_eq!(partner.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_maximum_that_leaves_its_shadow_counts_those_beyond_it() {
+        let partner = partner();
+        let shadow = Shadow::from_iter([Reason::InFlightPartner, Reason::ConnectionsPartner]);
+        let charge = [Charge::InFlight(1)];
+        let (first, second) =
+            (pay_beside(&partner, &charge, shadow, NOW).1, pay_beside(&partner, &charge, shadow, NOW).1);
+        drop(first);
+        assert_eq!(refused(pay(&partner, &charge, NOW).0), Some(Reason::InFlightPartner));
+        drop(second);
+        assert_eq!(refused(pay(&partner, &charge, NOW).0), None);
+
+        let connect = |shadow| partner.connect(1, shadow);
+        let (first, second) = (connect(shadow).expect("within"), connect(shadow).expect("beyond"));
+        assert_eq!(
+            (first.shadow(), second.shadow().to_string()),
+            (Shadow::default(), "connections-partner".to_owned())
+        );
+        assert_eq!(partner.connections(), 2);
+        drop(first);
+        assert!(connect(Shadow::default()).is_none());
+        assert_eq!(connect(shadow).expect("within again").shadow(), Shadow::default());
+        drop(second);
+        assert!(connect(Shadow::default()).is_some());
+    }
+
+    #[test]
+    fn people_in_shadow_crowd_out_no_address() {
+        let partner = partner();
+        let slow = Rate { count: 1, period: Duration::from_secs(100), burst: 1 };
+        let shadow = Shadow::from_iter([Reason::RateSubject]);
+        let person = |id: u8| pay_beside(&partner, &[Charge::SubjectRate([id; 16], slow)], shadow, NOW).0;
+        for id in 0..4 {
+            assert_eq!(person(id), Receipt::Paid);
+        }
+        assert_eq!(person(0), Receipt::Passed(shadow));
+        assert_eq!(person(4), Receipt::Passed(Shadow::from_iter([Reason::LimiterFull])));
+        for last in 0..4 {
+            assert_eq!(pay(&partner, &[Charge::SourceRate([10, 0, 0, last].into(), slow)], NOW).0, Receipt::Paid);
+        }
+        assert_eq!(partner.entries(), (4, 4));
+    }
+
+    #[test]
     fn state_is_found_by_name() {
         let state = State::default();
         let hold = pay(&state.partner(&"icmr".into()), &[Charge::InFlight(1)], NOW).1;
@@ -563,11 +728,12 @@ mod tests {
     #[test]
     fn connections_are_capped() {
         let partner = partner();
-        let first = partner.connect(1);
+        let connect = || partner.connect(1, Shadow::default());
+        let first = connect();
         assert!(first.is_some());
-        assert!(partner.connect(1).is_none());
+        assert!(connect().is_none());
         drop(first);
-        assert!(partner.connect(1).is_some());
+        assert!(connect().is_some());
     }
 
     #[test]
@@ -604,7 +770,8 @@ mod tests {
         let name: Arc<str> = "icmr".into();
         let charge = |state: &State, charges: &[Charge], now| {
             let mut ledger = Ledger::default();
-            let (receipt, hold) = state.partner(&name).charge(charges.iter().copied(), 4, now, &mut ledger);
+            let charges = charges.iter().copied();
+            let (receipt, hold) = state.partner(&name).charge(charges, Shadow::default(), 4, now, &mut ledger);
             state.keep(&mut ledger).expect("kept");
             (refused(receipt), hold)
         };

@@ -1061,14 +1061,18 @@ fn a_server_is_believed_only_with_the_right_certificate() {
             assert!(world.metrics().contains("reason=\"backend-tls\""), "{name}: {}", world.metrics());
         }
     }
-    // A server that speaks no TLS at all.
+    // Servers that speak no TLS, or nothing at all: the handshake has the time of the connection.
     let plain = Backend::start(one_person);
-    let setup = over_tls(before(&[plain.address]), &own.authority, "");
-    let world = setup
-        .gateway("answer_timeout = \"10s\"", "answer_timeout = \"10s\"\nconnect_timeout = \"300ms\"")
-        .start(one_person);
-    let answer = world.ask(lookup());
-    assert!(matches!(answer.status, 502 | 504), "{answer:?}");
+    let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
+    for (address, statuses) in [(plain.address, [502, 504]), (silent.local_addr().expect("address"), [504, 504])] {
+        let setup = over_tls(before(&[address]), &own.authority, "");
+        let setup = setup.gateway("answer_timeout = \"10s\"", "answer_timeout = \"10s\"\nconnect_timeout = \"300ms\"");
+        let world = setup.start(one_person);
+        let begun = Instant::now();
+        let answer = world.ask(lookup());
+        assert!(statuses.contains(&answer.status), "{answer:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
     assert_eq!(plain.count(), 0);
 }
 
@@ -1394,6 +1398,40 @@ fn a_request_that_an_http2_server_has_not_touched_is_tried_once_more_and_no_othe
             assert_eq!(line.ask(lookup()).status, 200, "after {name}");
         }
     }
+}
+
+#[test]
+fn an_http2_server_that_renews_its_connections_under_load_loses_no_request() {
+    // After a hundred answers it takes no more on this connection, whatever is on its way already.
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let server = h2_server(move |frames, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        frames.greet();
+        let mut last = 0;
+        for _ in 0..100 {
+            let Some(stream) = frames.request() else { return };
+            frames.answer(stream);
+            last = stream;
+        }
+        frames.go_away(u8::try_from(last).expect("a small number"), 0);
+        while frames.request().is_some() {}
+    });
+    let world =
+        h2_before(&[server]).gateway("answer_timeout = \"500ms\"", "answer_timeout = \"10s\"").start(one_person);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut line = world.alpha();
+                for at in 0..200 {
+                    let answer = line.ask(lookup());
+                    assert_eq!((answer.status, answer.text().as_str()), (200, ONE_PERSON), "request {at}");
+                }
+            });
+        }
+    });
+    let connections = connections.load(Ordering::SeqCst);
+    assert!((8..=16).contains(&connections), "{connections}");
 }
 
 #[test]

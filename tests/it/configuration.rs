@@ -182,6 +182,12 @@ const MISTAKES: &[Mistake] = &[
     (CASES, "expect = \"allow\"", "expect = \"perhaps\"", Changed, "case[0].expect = \"perhaps\"", &["\"allow\" or \"deny\""]),
     (CASES, "expect = \"allow\"", "expect = \"allow\"\nreason = \"no-grant\"", Of(CASES, "reason = \"no-grant\""), "case[0].reason = \"no-grant\"", &["allowed request has no reason"]),
     (CASES, "reason = \"no-grant\"", "reason = \"no-grnat\"", Changed, "case[5].reason = \"no-grnat\"", &["no such reason"]),
+    (ICMR, "# shadow = [\"subject\"] ", "shadow = [\"person\"] ", Changed, "limits.shadow", &["limits of this table, which are: requests, source, subject, in_flight_max, connections_max"]),
+    (ICMR, "# shadow = [\"subject\"] ", "shadow = \"subject\" ", Changed, "limits.shadow = \"subject\"", &["a list"]),
+    (ICMR, "# shadow = [\"requests\", \"in_flight_max\"]", "shadow = [\"subject\"]", Changed, "grant[0].shadow", &["limits of this table, which are: requests, in_flight_max"]),
+    (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-aadhaar\"\nshadow = [\"requests\"]", Of(ICMR, "shadow = [\"requests\"]\n"), "grant[1].shadow", &["there is no requests here", "add requests"]),
+    (ICMR, "# shadow = true ", "shadow = \"true\" ", Changed, "network[0].shadow = \"true\"", &["true or false, without quotes"]),
+    (NETWORKS, "10.20.17.64/26    # ", "10.20.17.64/26    # shadow=1 ", Changed, "shadow = \"1\"", &["neither true nor false", "write shadow=true"]),
     // Names: unknown, taken, or for the same thing.
     (ICMR, "issuer = \"partners\"", "issuer = \"partner\"", Changed, "identity[0].issuer = \"partner\"", &["no such [[issuer]]; there are: partners"]),
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-adhaar\"", Changed, "grant[1].route = \"lookup-by-adhaar\"", &["no such [[route]]; there are: lookup-by-mobile, "]),

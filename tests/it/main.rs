@@ -20,6 +20,8 @@ mod limits;
 mod properties;
 /// What changes while it runs: reload, revocation, freeze, restart.
 mod reload;
+/// Limits and networks on trial: what they would refuse passes, is counted and told.
+mod shadow;
 /// The edges of the house: who may import what, and what every file owes its reader.
 mod tidy;
 /// Certificates made by openssl: who gets in, who does not, and for what reason.

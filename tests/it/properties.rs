@@ -28,8 +28,11 @@ use dwarpal::policy::lookup::{self, Actor, Asked, HeaderValue, Lookup};
 use dwarpal::policy::path::CanonicalPath;
 use dwarpal::policy::reason::Reason;
 use dwarpal::policy::route::{Place, RouteKind};
+use dwarpal::policy::shadow::Shadow;
 use dwarpal::policy::trail::{Note, Trail};
-use dwarpal::policy::{Denial, Head, Policy, Sender, WHOAMI_PATH};
+use dwarpal::policy::{Denial, Head, PartnerId, Policy, Sender, WHOAMI_PATH};
+use dwarpal::state::store::Ledger;
+use dwarpal::state::{Hold, State};
 use dwarpal::subject::{EpochKey, Kind, Subject};
 
 /// A small configuration.
@@ -74,6 +77,7 @@ struct Caller {
 struct Network {
     cidr: IpNet,
     expires: Option<u64>,
+    shadow: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -136,6 +140,10 @@ const CIDRS: [&str; 8] = [
     "10.0.1.0/24",
 ];
 const SOURCES: [&str; 5] = ["10.0.0.7", "10.0.0.200", "10.0.9.9", "2001:db8:0:1::1", "192.0.2.1"];
+
+/// Of each partner and each grant; the limits are there to be replaced as a whole.
+const LIMITS: &str = "[limits]\nrequests = \"9/s\"\nsource = \"9/s\"\nsubject = \"9/s\"\nin_flight_max = 9\n";
+const GRANT_LIMITS: &str = "in_flight_max = 1";
 
 /// Choices that proptest draws and shrinks: zero is the first and plainest of each.
 struct Dice<'a>(std::slice::Iter<'a, u8>);
@@ -344,7 +352,10 @@ impl Caller {
         let own = Proof::Uri { issuer: ISSUERS[0].into(), uri: format!("spiffe://t.test/own-{at}") };
         let actor_required = dice.rarely(3);
         let cidrs = dice.some(&CIDRS);
-        let network = |cidr: &str| Network { cidr: cidr.parse().expect(cidr), expires: dice.maybe(&TIMES) };
+        let network = |cidr: &str| {
+            let (cidr, expires) = (cidr.parse().expect(cidr), dice.maybe(&TIMES));
+            Network { cidr, expires, shadow: dice.rarely(3) }
+        };
         let networks = cidrs.into_iter().map(network).collect();
         let rarely = |dice: &mut Dice| dice.rarely(10).then(|| dice.pick(&TIMES));
         let (from, until) = (rarely(dice), rarely(dice));
@@ -375,7 +386,7 @@ impl Caller {
                 let _ = writeln!(text, "{key} = \"{}\"", instant(time));
             }
         }
-        let _ = writeln!(text, "[limits]\nrequests = \"9/s\"\nsource = \"9/s\"\nsubject = \"9/s\"\nin_flight_max = 9");
+        text.push_str(LIMITS);
         if let Some(Open { days, from, to, offset }) = &self.hours {
             let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
             let sign = if *offset < 0 { '-' } else { '+' };
@@ -397,20 +408,20 @@ impl Caller {
             let _ = write!(text, "[[identity]]\n{claim}\n{issuer}");
         }
         let mut lines = "# one network a line\n".to_owned();
-        for (at, Network { cidr, expires }) in self.networks.iter().enumerate() {
+        for (at, Network { cidr, expires, shadow }) in self.networks.iter().enumerate() {
             let wide = cidr.prefix_len() < 24;
             let expires = expires.map(|at| format!("expires={}", instant(at))).unwrap_or_default();
             if at % 2 == 0 {
                 let expires = expires.replace('=', " = ");
                 let _ = writeln!(text, "[[network]]\ncidr = \"{cidr}\"\nowner = \"o\"\nticket = \"t\"\nreason = \"r\"");
-                let _ = writeln!(text, "wide = {wide}\n{expires}");
+                let _ = writeln!(text, "wide = {wide}\nshadow = {shadow}\n{expires}");
             } else {
-                let _ = writeln!(lines, "{cidr} # owner=o ticket=t {expires} wide={wide} reason=r");
+                let _ = writeln!(lines, "{cidr} # owner=o ticket=t {expires} wide={wide} shadow={shadow} reason=r");
             }
         }
         let _ = writeln!(text, "[[network_file]]\npath = \"p{at}.networks\"");
         for Right { way, purposes } in &self.grants {
-            let _ = writeln!(text, "[[grant]]\nroute = \"r{way}\"\npurposes = {purposes:?}\nin_flight_max = 1");
+            let _ = writeln!(text, "[[grant]]\nroute = \"r{way}\"\npurposes = {purposes:?}\n{GRANT_LIMITS}");
         }
         (text, lines)
     }
@@ -635,17 +646,30 @@ struct Outcome {
     charges: Vec<String>,
 }
 
+/// Takes a group of charges from a partner, those in a shadow apart.
+type Pay<'a> = dyn FnMut(PartnerId, Vec<Charge>, Shadow) -> Receipt + 'a;
+
 /// The steps of the decision core, one after the other, as the first request ever: every charge is paid.
 fn decide(policy: &Policy, request: &Request, key: &EpochKey) -> Outcome {
+    decide_paying(policy, request, key, &mut |_, _, _| Receipt::Paid)
+}
+
+fn decide_paying(policy: &Policy, request: &Request, key: &EpochKey, pay: &mut Pay) -> Outcome {
     let mut outcome =
         Outcome { denied: None, trail: Trail::default(), lookup: None, purpose: None, charges: Vec::new() };
-    match steps(policy, request, key, &mut outcome) {
+    match steps(policy, request, key, pay, &mut outcome) {
         Ok(trail) => Outcome { trail, ..outcome },
         Err(denial) => Outcome { denied: Some(denial.reason), trail: denial.trail, ..outcome },
     }
 }
 
-fn steps(policy: &Policy, request: &Request, key: &EpochKey, outcome: &mut Outcome) -> Result<Trail, Denial> {
+fn steps(
+    policy: &Policy,
+    request: &Request,
+    key: &EpochKey,
+    pay: &mut Pay,
+    outcome: &mut Outcome,
+) -> Result<Trail, Denial> {
     let (text, body) = (request.target(), request.body());
     let target = method_allowed(request.method).and_then(|()| Target::parse(&text, 4_096));
     let host = host_of(request.host).expect("a well-formed host");
@@ -661,7 +685,13 @@ fn steps(policy: &Policy, request: &Request, key: &EpochKey, outcome: &mut Outco
         Err(reason) => policy.plan_refused(&sender, *reason),
     };
     outcome.charges.extend(plan.charges().map(|charge| format!("{charge:?}")));
-    let admission = plan.settle(Receipt::Paid)?;
+    let mut pay = |partner: Option<PartnerId>, charges, shadow| match partner {
+        Some(partner) => pay(partner, charges, shadow),
+        None => Receipt::Paid,
+    };
+    let partner = plan.partner();
+    let receipt = pay(partner, plan.charges().collect(), plan.shadow());
+    let admission = plan.settle(receipt)?;
     let Some(route) = admission.route() else { return Ok(admission.trail().clone()) };
     let target = target.expect("a refused head is not admitted");
     let plan = match &route.kind {
@@ -685,7 +715,8 @@ fn steps(policy: &Policy, request: &Request, key: &EpochKey, outcome: &mut Outco
         }
     };
     outcome.charges.extend(plan.charges().map(|charge| format!("{charge:?}")));
-    let permit = plan.settle(Receipt::Paid)?;
+    let receipt = pay(partner, plan.charges().collect(), plan.shadow());
+    let permit = plan.settle(receipt)?;
     outcome.purpose = permit.purpose().map(str::to_owned);
     Ok(permit.trail().clone())
 }
@@ -740,7 +771,7 @@ fn oracle<'w>(world: &'w World, request: &Request) -> Result<Ground<'w>, Vec<Rea
     let source = request.source.to_canonical();
     let covering: Vec<_> = caller.networks.iter().filter(|network| network.cidr.contains(&source)).collect();
     let current = covering.iter().filter(|network| network.expires.is_none_or(|at| now < at));
-    let innermost = current.max_by_key(|network| network.cidr.prefix_len());
+    let innermost = current.max_by_key(|network| (!network.shadow, network.cidr.prefix_len()));
     step(&[
         (caller.from.is_none_or(|from| from <= now) && caller.until.is_none_or(|until| now < until), PartnerNotValid),
         (!covering.is_empty(), NetworkNotAllowed),
@@ -949,7 +980,11 @@ proptest! {
         for request in &requests {
             let outcome = decide(&config.policy, request, &key);
             match (outcome.denied, oracle(&world, request)) {
-                (None, Ok(ground)) => assert_eq!(outcome.purpose, ground.purpose, "{:#?}\n{:#?}", world, request),
+                (None, Ok(ground)) => {
+                    assert_eq!(outcome.purpose, ground.purpose, "{:#?}\n{:#?}", world, request);
+                    let shadow = ground.network.shadow.then_some(Reason::NetworkNotAllowed);
+                    assert_eq!(outcome.trail.shadow(), Shadow::from_iter(shadow), "{:#?}\n{:#?}", world, request);
+                }
                 (Some(reason), Err(reasons)) if reasons.contains(&reason) => {
                     assert_eq!(outcome.trail.notes().last(), Some(Note::Refused(reason)));
                 }
@@ -985,7 +1020,8 @@ proptest! {
             let network = partner.networks.network(network);
             let expires = network.note.expires.map(Timestamp::unix_seconds);
             assert_eq!((network.cidr, expires), (ground.network.cidr, ground.network.expires));
-            assert!(said("admit").contains(&format!("network {}, owner o, ticket t", network.cidr)));
+            let shadow = if ground.network.shadow { " in shadow" } else { "" };
+            assert!(said("admit").contains(&format!("network {}{shadow}, owner o, ticket t", network.cidr)));
             let stands = text_at(&files, &network.note.file, network.line as usize);
             assert!(stands.contains(&network.cidr.to_string()), "{}", stands);
 
@@ -1118,6 +1154,159 @@ proptest! {
     }
 }
 
+// === What is only watched ===
+
+/// The limits of a world: of each partner, and of each grant.
+const LIMITED: [(&str, Reason); 6] = [
+    ("requests", Reason::RatePartner),
+    ("source", Reason::RateSource),
+    ("subject", Reason::RateSubject),
+    ("in_flight_max", Reason::InFlightPartner),
+    ("requests", Reason::RateRoute),
+    ("in_flight_max", Reason::InFlightRoute),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Manner {
+    Enforced,
+    Shadow,
+    Boundless,
+}
+
+/// How tight each limit is, and which of them are in shadow.
+fn limits() -> impl Strategy<Value = [(u32, bool); 6]> {
+    proptest::array::uniform6((1..4u32, any::<bool>()))
+}
+
+/// The same world, but for its limits: those that are not chosen are enforced, and the others as is said.
+fn limited(world: &World, limits: &[(u32, bool); 6], chosen: Manner) -> Config {
+    let stated = |at: usize| {
+        let (tight, shadow) = limits[at];
+        let manner = if shadow { chosen } else { Manner::Enforced };
+        let max = if manner == Manner::Boundless { 1_000_000 } else { tight };
+        let key = LIMITED[at].0;
+        let text = if key == "in_flight_max" { format!("{key} = {max}") } else { format!("{key} = \"{max}/d\"") };
+        (text, (manner == Manner::Shadow).then_some(key))
+    };
+    let table = |range: std::ops::Range<usize>| {
+        let (lines, shadow): (Vec<_>, Vec<_>) = range.map(stated).unzip();
+        format!("{}\nshadow = {:?}\n", lines.join("\n"), shadow.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let mut files = world.files();
+    for text in files.values_mut() {
+        *text = text.replace(GRANT_LIMITS, &table(4..6)).replace(LIMITS, &format!("[limits]\n{}", table(0..4)));
+    }
+    load(&files).unwrap_or_else(|problems| panic!("{files:#?}\n{problems:#?}"))
+}
+
+/// What requests used up, one after the other. Their answers never end.
+#[derive(Default)]
+struct Till {
+    state: State,
+    holds: Vec<Hold>,
+}
+
+impl Till {
+    fn decide(&mut self, policy: &Policy, request: &Request, key: &EpochKey) -> Outcome {
+        let now = Timestamp::from_unix_seconds(request.now);
+        decide_paying(policy, request, key, &mut |partner, charges, shadow| {
+            let state = self.state.partner(&policy.partner(partner).name);
+            let (receipt, hold) = state.charge(charges.into_iter(), shadow, 1_000, now, &mut Ledger::default());
+            self.holds.push(hold);
+            receipt
+        })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// As if it were not there: all that is refused, now and later, is refused by others.
+    #[test]
+    fn a_limit_in_shadow_changes_no_verdict((world, requests) in throws(), limits in limits()) {
+        let (world, _, mut requests) = draw(&world, &requests);
+        // After a step back of the clock even the largest bucket is taken for empty.
+        requests.sort_by_key(|request| request.now);
+        let key = EpochKey::ephemeral();
+        let (shadow, boundless) = (limited(&world, &limits, Manner::Shadow), limited(&world, &limits, Manner::Boundless));
+        let (mut till, mut other) = (Till::default(), Till::default());
+        for request in &requests {
+            let outcome = till.decide(&shadow.policy, request, &key);
+            let expected = other.decide(&boundless.policy, request, &key);
+            assert_eq!(outcome.denied, expected.denied, "{world:#?}\n{request:#?}");
+            for ((_, reason), (_, shadow)) in LIMITED.iter().zip(limits) {
+                assert!(!(shadow && outcome.denied == Some(*reason)), "{reason}");
+                assert!(shadow || !outcome.trail.shadow().contains(*reason), "{reason}");
+            }
+        }
+    }
+
+    /// After whatever came before: what shadow says of a request is what becomes of it without.
+    #[test]
+    fn what_leaves_the_shadow_refuses_what_was_said((world, requests) in throws(), limits in limits()) {
+        let (world, _, mut requests) = draw(&world, &requests);
+        requests.truncate(12);
+        let key = EpochKey::ephemeral();
+        let without = {
+            let mut world = world.clone();
+            world.callers.iter_mut().for_each(|caller| caller.networks.retain(|network| !network.shadow));
+            world
+        };
+        let (shadow, enforced) = (limited(&world, &limits, Manner::Shadow), limited(&without, &limits, Manner::Enforced));
+        for (at, request) in requests.iter().enumerate() {
+            let (mut till, mut other) = (Till::default(), Till::default());
+            for earlier in &requests[..at] {
+                till.decide(&shadow.policy, earlier, &key);
+                other.decide(&shadow.policy, earlier, &key);
+            }
+            let said = till.decide(&shadow.policy, request, &key);
+            let done = other.decide(&enforced.policy, request, &key);
+            let expected = said.denied.is_some() || !said.trail.shadow().is_empty();
+            assert_eq!(done.denied.is_some(), expected, "{:?} {:?} {:?}\n{world:#?}\n{request:#?}", said.denied, said.trail, done.denied);
+        }
+    }
+
+    #[test]
+    fn a_network_in_shadow_changes_no_verdict((world, requests) in throws()) {
+        let (world, config, requests) = draw(&world, &requests);
+        let key = EpochKey::ephemeral();
+        let mut plain = world.clone();
+        plain.callers.iter_mut().flat_map(|caller| &mut caller.networks).for_each(|network| network.shadow = false);
+        let plain = plain.load().expect("a world without shadow");
+        for request in &requests {
+            let (outcome, expected) = (decide(&config.policy, request, &key), decide(&plain.policy, request, &key));
+            assert_eq!(outcome.denied, expected.denied, "{world:#?}\n{request:#?}");
+            assert!(expected.trail.shadow().is_empty());
+        }
+    }
+}
+
+/// Properties of what is in shadow are empty unless each limit would refuse something in it, and not refuse everything.
+#[test]
+fn the_draws_reach_every_shadow() {
+    let mut runner = TestRunner::deterministic();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let key = EpochKey::ephemeral();
+    for _ in 0..64 {
+        let (world, requests) = throws().new_tree(&mut runner).expect("bytes").current();
+        let (world, _, requests) = draw(&world, &requests);
+        let config = limited(&world, &[(2, true); 6], Manner::Shadow);
+        let mut till = Till::default();
+        for request in &requests {
+            let outcome = till.decide(&config.policy, request, &key);
+            let shadow = outcome.trail.shadow();
+            let clear = (outcome.denied.is_none() && shadow.is_empty()).then_some("clear");
+            for name in shadow.reasons().map(Reason::code).chain(clear) {
+                *counts.entry(name).or_default() += 1;
+            }
+        }
+    }
+    let wanted = LIMITED.iter().map(|(_, reason)| reason.code()).chain(["network-not-allowed", "clear"]);
+    for name in wanted {
+        assert!(counts.get(name).is_some_and(|count| *count > 20), "{name} is hardly ever drawn: {counts:?}");
+    }
+}
+
 /// Properties of requests that never get far are empty: the draws have to reach every rule, and what is allowed.
 #[test]
 fn the_draws_reach_every_rule() {
@@ -1209,7 +1398,7 @@ fn plain_caller() -> Caller {
     let uri = "spiffe://t.test/plain".to_owned();
     Caller {
         identities: vec![Proof::Uri { issuer: "one".into(), uri }],
-        networks: vec![Network { cidr: "10.0.0.0/24".parse().expect("a network"), expires: None }],
+        networks: vec![Network { cidr: "10.0.0.0/24".parse().expect("a network"), expires: None, shadow: false }],
         from: None,
         until: None,
         hours: None,

@@ -87,6 +87,8 @@ fn a_crate_is_imported_only_where_it_belongs() {
         ("sd_notify", &["src/service.rs"]),
         ("crc32c", &["src/proxy/proxy_protocol.rs", "src/state/store.rs"]),
         ("redis", &[]),
+        ("h2", &["src/proxy/upstream/pool.rs"]),
+        ("socket2", &["src/proxy/upstream/socket.rs"]),
         ("hyper", WIRE),
         ("hyper_util", WIRE),
         ("rustls", WIRE),

@@ -304,14 +304,6 @@ impl World {
         Setup::new().start(backend::one_person)
     }
 
-    /// The gateway itself, where it is in this process.
-    pub fn gateway(&self) -> Arc<Gateway> {
-        match &self.host {
-            Host::Here(Some(running)) => running.gateway.clone(),
-            Host::Here(None) | Host::Process(_) => panic!("the gateway is not in this process"),
-        }
-    }
-
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -319,6 +311,14 @@ impl World {
     /// Puts another configuration where the gateway read its own. It has to be told, or to look.
     pub fn configure(&self, setup: &Setup) {
         setup.write(self.directory(), Some(self.backend.address));
+    }
+
+    /// The gateway in this process.
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        match &self.host {
+            Host::Here(Some(running)) => &running.gateway,
+            _ => panic!("the gateway is a process of its own"),
+        }
     }
 
     /// One command of the binary for this gateway: exit code, standard output and standard error.

@@ -422,12 +422,19 @@ fn sent_reason(error: &hyper::Error) -> Reason {
     Reason::BackendProtocol
 }
 
-/// An honest server sends a head for each request, and may reset what it likes.
+/// An honest server sends a head for each request, resets what it likes, and may ask by a PING with every DATA frame how
+/// much the line carries. These only end floods, which hyper would keep in memory until somebody reads them.
 fn frames() -> Limits {
+    let many = Allowance { burst: 2_000, per_second: 2_000 };
     let frames = FrameLimits {
         headers: Allowance { burst: 20_000, per_second: 30_000 },
         header_block_bytes_max: 2 * HEAD_BYTES_MAX as u64,
-        resets: Allowance { burst: 1_000, per_second: 1_000 },
+        settings: Allowance { burst: 100, per_second: 10 },
+        pings: many,
+        acks: many,
+        resets: many,
+        window_updates: Allowance { burst: 20_000, per_second: 20_000 },
+        empty_data: many,
         ..FrameLimits::default()
     };
     Limits { frames, ..Limits::default() }

@@ -4,10 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
@@ -28,9 +27,10 @@ pub enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
-/// A TCP connection that can be looked at from beside the one who reads it.
+/// A TCP connection that can be looked at from beside the one who reads it. The lock is never waited for: one thread has
+/// both. tokio's own reading has to be kept, since it saves a system call for each answer.
 #[derive(Clone)]
-pub struct Socket(Arc<TcpStream>);
+pub struct Socket(Arc<Mutex<TcpStream>>);
 
 /// Connects to one of a backend's servers: TCP and TLS under one deadline.
 pub async fn dial(upstream: &Upstream, at: usize) -> Result<(Stream, Socket), Reason> {
@@ -39,7 +39,7 @@ pub async fn dial(upstream: &Upstream, at: usize) -> Result<(Stream, Socket), Re
         let socket = TcpStream::connect(address).await.map_err(|_| Reason::BackendUnreachable)?;
         // Without it, small requests wait for the acknowledgement of the one before.
         let _ = socket.set_nodelay(true);
-        let socket = Socket(Arc::new(socket));
+        let socket = Socket(Arc::new(Mutex::new(socket)));
         let Some(tls) = &upstream.tls else { return Ok((Stream::Plain(socket.clone()), socket)) };
         let connector = TlsConnector::from(tls.config.clone());
         let stream = connector.connect(tls.name.clone(), socket.clone()).await.map_err(|_| Reason::BackendTls)?;
@@ -57,35 +57,36 @@ impl Socket {
     /// Nothing waits to be read, not even the end. What a server says on an idle connection was not asked for, and would
     /// be taken for the answer to the next request. The kernel is asked: the runtime hears of it only in its next round.
     pub fn is_quiet(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        SockRef::from(&*self.0).peek(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.peek().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// The other side has closed, and everything that it said before was read.
     pub fn has_ended(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(&*self.0).peek(&mut byte) {
+        match self.peek() {
             Ok(count) => count == 0,
             Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         }
+    }
+
+    fn peek(&self) -> io::Result<usize> {
+        let mut byte = [MaybeUninit::uninit()];
+        SockRef::from(&*self.lock()).peek(&mut byte)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TcpStream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read_buf(buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
-            }
-        }
+        Pin::new(&mut *self.lock()).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_try_write(cx, |stream| stream.try_write(buf))
+        Pin::new(&mut *self.lock()).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -93,35 +94,19 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_try_write(cx, |stream| stream.try_write_vectored(bufs))
+        Pin::new(&mut *self.lock()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.lock().is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
-    }
-}
-
-impl Socket {
-    fn poll_try_write(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match write(&self.0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_shutdown(cx)
     }
 }
 
@@ -279,16 +264,16 @@ mod tests {
     async fn what_waits_on_a_connection_is_seen_before_the_runtime_hears_of_it() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let socket = Socket(Arc::new(stream));
+        let socket = Socket(Arc::new(Mutex::new(stream)));
         let (mut server, _) = listener.accept().unwrap();
         assert!(socket.is_quiet() && !socket.has_ended());
         // Nothing is awaited from here on.
         server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         assert!(!socket.is_quiet() && !socket.has_ended(), "a word");
-        assert_eq!(socket.0.try_read(&mut [0; 64]).unwrap_or(0), 0, "the runtime knows nothing yet");
+        assert_eq!(socket.lock().try_read(&mut [0; 64]).unwrap_or(0), 0, "the runtime knows nothing yet");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let socket = Socket(Arc::new(stream));
+        let socket = Socket(Arc::new(Mutex::new(stream)));
         drop(listener.accept().unwrap());
         assert!(!socket.is_quiet() && socket.has_ended(), "the end");
     }

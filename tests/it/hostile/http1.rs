@@ -478,6 +478,8 @@ fn identity() -> Vec<Row> {
         served("an identity twice", Cwe(290), get("/rest/x", "x-partner: a\r\nX-Partner: b\r\nx_partner: c\r\n"), "GET /rest/x", &[], ""),
         served("identities among the trailers", Rfc(9110, "6.5.1"), chunk("x-partner: b\r\nX_Partner: b\r\nclient-cert: :AAAA:\r\nx-forwarded-for: 6.6.6.6\r\n"), "POST /rest/x", CHUNKED, "hello"),
         served("announced trailers", Rfc(9110, "6.6.2"), chunked("5\r\nhello\r\n0\r\nx-kept: late\r\n\r\n").replace("host: localhost\r\n", "host: localhost\r\ntrailer: x-kept\r\n"), "POST /rest/x", CHUNKED, "hello"),
+        served("a declared field with an underscore", Cwe(444), get("/rest/x", "x-kept: yes\r\nx_kept: no\r\nx.kept: no\r\n"), "GET /rest/x", &[("x-kept", "yes")], ""),
+        served("a declared field twice stays two", Cwe(235), get("/rest/x", "x-kept: a\r\nX-Kept: b\r\n"), "GET /rest/x", &[("x-kept", "a"), ("x-kept", "b")], ""),
         served("a trace that is none", Cwe(345), get("/rest/x", "traceparent: 00-6412345678\r\n"), "GET /rest/x", &[], ""),
         served("an address in a list", Cwe(348), get("/rest/x", "x-forwarded-for: 127.0.0.1, 10.0.0.1\r\nx-forwarded-for: 127.0.0.1\r\n"), "GET /rest/x", &[], ""),
         bad("an identity on a folded line", Cwe(290), get("/rest/x", "x-kept: a\r\n x-partner: beta\r\n")),
