@@ -392,37 +392,35 @@ pub(crate) fn certificates(
     }
 }
 
-/// The lists of a file, PEM or DER.
+/// The lists of a file.
 fn revocation_lists(path: &Path, issuer: &Issuer, problems: &mut Vec<Problem>) -> Vec<RevocationList> {
-    let hint = "it is a certificate revocation list in PEM or DER";
-    let mut refuse = |why: &dyn std::fmt::Display| {
-        problems.push(unreadable(path, Some(&issuer.place), "issuer.crls", why, hint));
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let read = std::fs::read(path).map_err(|error| error.to_string());
+    read.and_then(|bytes| read_revocation_lists(&file, bytes)).unwrap_or_else(|why| {
+        let hint = "it is a certificate revocation list in PEM or DER";
+        problems.push(unreadable(path, Some(&issuer.place), "issuer.crls", &why, hint));
         Vec::new()
-    };
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) if bytes.is_empty() => return refuse(&"the file is empty"),
-        Ok(bytes) => bytes,
-        Err(error) => return refuse(&error),
-    };
+    })
+}
+
+/// The lists that a file's bytes hold, one in DER or any number in PEM; or why they cannot be relied on. They are not yet
+/// believed: whoever uses one checks its signature.
+pub fn read_revocation_lists(file: &str, bytes: Vec<u8>) -> Result<Vec<RevocationList>, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
     let pem: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
     let ders = match pem {
         Ok(ders) if !ders.is_empty() => ders,
         // DER begins with a sequence.
         Ok(_) if bytes.first() == Some(&0x30) => vec![CertificateRevocationListDer::from(bytes)],
-        Ok(_) => return refuse(&"neither PEM nor DER"),
-        Err(error) => return refuse(&error),
+        Ok(_) => return Err("neither PEM nor DER".to_owned()),
+        Err(error) => return Err(error.to_string()),
     };
-    let mut lists = Vec::new();
-    for der in ders {
-        match revocation_list(path, &der) {
-            Ok(list) => lists.push(list),
-            Err(why) => return refuse(&why),
-        }
-    }
-    lists
+    ders.iter().map(|der| revocation_list(file, der)).collect()
 }
 
-fn revocation_list(path: &Path, der: &[u8]) -> Result<RevocationList, String> {
+fn revocation_list(file: &str, der: &[u8]) -> Result<RevocationList, String> {
     let list = BorrowedCertRevocationList::from_der(der).and_then(|list| list.to_owned());
     let list = list.map_err(|error| format!("not a usable list: {error}"))?;
     let (_, parsed) = CertificateRevocationList::from_der(der).map_err(|error| format!("not a list: {error}"))?;
@@ -430,7 +428,7 @@ fn revocation_list(path: &Path, der: &[u8]) -> Result<RevocationList, String> {
         |time: x509_parser::time::ASN1Time| Timestamp::from_unix_seconds(u64::try_from(time.timestamp()).unwrap_or(0));
     let next_update = parsed.next_update().ok_or("it has no nextUpdate, so nobody could say when it is out of date")?;
     Ok(RevocationList {
-        file: path.file_name().unwrap_or_default().to_string_lossy().into(),
+        file: file.into(),
         this_update: time(parsed.last_update()),
         next_update: time(next_update),
         digest: sha256(der),

@@ -23,7 +23,7 @@ use rustls::{
 use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath,
 };
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
 use crate::config::settings::Revocation;
@@ -374,6 +374,12 @@ impl Attempt {
         let usage = parsed.extended_key_usage().map_err(|_| Refusal::CertificateMalformed)?;
         if !usage.is_some_and(|usage| usage.value.client_auth) {
             return Err(Refusal::PurposeWrong);
+        }
+        // webpki gives the names up to the first that it cannot read; a list of names that is not one proves nothing.
+        let names = parsed.subject_alternative_name().map_err(|_| Refusal::CertificateMalformed)?;
+        let mut names = names.iter().flat_map(|names| &names.value.general_names);
+        if names.any(|name| matches!(name, GeneralName::Invalid(..))) {
+            return Err(Refusal::CertificateMalformed);
         }
         let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
         let credential = Credential {

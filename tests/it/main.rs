@@ -16,6 +16,8 @@ mod hostile;
 mod life;
 /// Caps, rates, deadlines, floods; the metrics listener; starting and stopping.
 mod limits;
+/// Everything that may change, while requests come at a constant rate and none may be lost.
+mod load;
 /// Random policies and requests against a straight-line oracle of the rules.
 mod properties;
 /// What changes while it runs: reload, revocation, freeze, restart.

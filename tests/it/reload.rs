@@ -454,3 +454,39 @@ fn a_raised_limit_holds_at_once() {
     swapped(world.gateway().reload());
     eventually("a hundred-thousandth of a second passes", || world.ask(mobile("6412345678")).status == 200);
 }
+
+/// A disk of its own, so small that it can be filled: what cannot be kept is not allowed, and it gets better by itself.
+#[test]
+fn a_full_disk_lets_nobody_in_until_there_is_room_again() {
+    let disk = tempfile::TempDir::new().expect("directory");
+    let data = disk.path().display().to_string();
+    let mount = format!("mount -t tmpfs -o size=256k,mode=700 none {data} && exec \"$@\"");
+    let setup = Setup::new().gateway("directory = \"data\"", &format!("directory = \"{data}\"")).partner(
+        "alpha",
+        "subject = \"100000/s\"",
+        "subject = \"1/d\"",
+    );
+    let starter = ["unshare", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"];
+    let mut world = setup.spawn_under(&starter, &[], one_person);
+    assert_eq!(world.ask(mobile("6412345678")).status, 200);
+    // Its disk, as the process sees it.
+    let filler = format!("/proc/{}/root{data}/filler", world.process().child.id());
+    let fill = || drop(fs::write(&filler, vec![0; 1 << 20]));
+    eventually("there is no room left", || {
+        fill();
+        world.ask(REST).status == 503
+    });
+    let asked = world.backend.count();
+    world.ask(REST).assert_refused(503, "unavailable");
+    world.ask(mobile("6512345678")).assert_refused(503, "unavailable");
+    assert_eq!(world.backend.count(), asked);
+    let (status, why) = world.observe(ALPHA, "/readyz").expect("it answers");
+    assert!(status == 503 && why.contains("cannot be kept"), "{status} {why}");
+    eventually("it is seen", || world.metric("dwarpal_state_kept") == 0.0);
+    world.process().logged(|line| line["message"].as_str().is_some_and(|text| text.contains("cannot be kept")));
+    fs::remove_file(&filler).expect("removed");
+    eventually("it gets better by itself", || world.ask(REST).status == 200);
+    assert_eq!(world.metric("dwarpal_state_kept"), 1.0);
+    // What was used up while nothing could be written is still used up.
+    world.ask(mobile("6412345678")).assert_refused(429, "rate-limited");
+}

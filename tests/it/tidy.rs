@@ -30,6 +30,18 @@ fn files(places: &[&str], endings: &[&str]) -> Vec<File> {
     files
 }
 
+/// The files of a folder that have no ending, and may be no text: seeds and dictionaries of the fuzz targets.
+fn unnamed(folder: &str) -> Vec<File> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let entries = fs::read_dir(root.join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let read = entries.map(|entry| {
+        let path = entry.expect("an entry").path();
+        let text = String::from_utf8_lossy(&fs::read(&path).expect("a readable file")).into_owned();
+        File { path: path.strip_prefix(root).expect("below the root").display().to_string(), text }
+    });
+    read.collect()
+}
+
 fn sources() -> Vec<File> {
     let sources = files(&["src"], &["rs"]);
     assert!(sources.len() > 20, "the walk lost its way");
@@ -153,7 +165,7 @@ fn nothing_is_left_over() {
         concat!("FIX", "ME"),
     ];
     let mut wrong = Vec::new();
-    for file in files(&["src", "tests", "benches"], &["rs"]) {
+    for file in files(&["src", "tests", "benches", "fuzz/src", "fuzz/fuzz_targets"], &["rs"]) {
         for (at, line) in file.text.lines().enumerate() {
             if marks.iter().any(|mark| line.contains(mark)) {
                 wrong.push(format!("{}:{}: {}", file.path, at + 1, line.trim()));
@@ -170,11 +182,11 @@ fn nothing_is_left_over() {
 
 #[test]
 fn every_dependency_says_why() {
-    let [manifest] = &files(&["Cargo.toml"], &["toml"])[..] else { panic!("there is a Cargo.toml") };
+    let manifests = files(&["Cargo.toml", "fuzz/Cargo.toml"], &["toml"]);
     let mut section = "";
     let mut wrong = Vec::new();
     let mut count = 0;
-    for line in manifest.text.lines() {
+    for line in manifests.iter().flat_map(|manifest| manifest.text.lines()) {
         if line.starts_with('[') {
             section = line;
         } else if section.ends_with("dependencies]") && !line.is_empty() && !line.starts_with('#') {
@@ -194,7 +206,7 @@ fn every_dependency_says_why() {
 
 #[test]
 fn every_file_says_which_question_it_answers() {
-    let files = files(&["src", "tests"], &["rs"]);
+    let files = files(&["src", "tests", "fuzz/src", "fuzz/fuzz_targets"], &["rs"]);
     let placed = files.iter().filter(|file| file.path != "src/main.rs");
     let silent = placed.filter(|file| !file.text.starts_with("//! ")).map(|file| file.path.clone());
     none(&silent.collect::<Vec<_>>(), "the first line of a module says what it is for");
@@ -213,8 +225,10 @@ fn no_number_is_somebodys() {
     /// Written down because they are refused: no person can have them.
     const NEGATIVE: [&str; 1] = ["123456789012"];
     let mut wrong = Vec::new();
-    let places = ["src", "tests", "benches", "config", "README.md", "ARCHITECTURE.md"];
-    for file in files(&places, &["rs", "toml", "networks", "md", "json", "yml"]) {
+    let places = ["src", "tests", "benches", "fuzz/src", "fuzz/fuzz_targets", "config", "README.md", "ARCHITECTURE.md"];
+    let texts = files(&places, &["rs", "toml", "networks", "md", "json", "yml"]);
+    let seeds = FUZZ_TARGETS.iter().flat_map(|target| unnamed(&format!("fuzz/seeds/{target}")));
+    for file in texts.into_iter().chain(seeds).chain(unnamed("fuzz/dictionaries")) {
         if file.is_in(&["src/subject/"]) {
             continue;
         }
@@ -239,6 +253,31 @@ fn no_number_is_somebodys() {
     none(&wrong, "numbers that could be a person's");
 }
 
+const FUZZ_TARGETS: [&str; 7] =
+    ["head", "lookup", "identifier", "configuration", "proxy_header", "certificate", "journal"];
+
+#[test]
+fn every_fuzz_target_is_run_from_a_few_seeds_and_says_what_it_holds() {
+    let written = files(&["fuzz/fuzz_targets"], &["rs"]);
+    let written: BTreeSet<_> = written.iter().map(|file| file.path.clone()).collect();
+    let listed = FUZZ_TARGETS.iter().map(|target| format!("fuzz/fuzz_targets/{target}.rs")).collect();
+    assert_eq!(written, listed);
+    let read = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path);
+    let run = format!("all=({})\n", FUZZ_TARGETS.join(" "));
+    assert!(read("fuzz/run").contains(&run), "fuzz/run runs {run}");
+    let architecture = read("ARCHITECTURE.md");
+    for target in FUZZ_TARGETS {
+        let seeds = unnamed(&format!("fuzz/seeds/{target}"));
+        let bytes: usize = seeds.iter().map(|seed| seed.text.len()).sum();
+        assert!(
+            (1..=40).contains(&seeds.len()) && bytes <= 100 << 10,
+            "{target}: {} seeds, {bytes} bytes",
+            seeds.len()
+        );
+        assert!(architecture.contains(&format!("| `{target}` |")), "ARCHITECTURE.md does not say what {target} holds");
+    }
+}
+
 #[test]
 fn the_readme_lists_every_reason_and_every_metric() {
     let readme = files(&["README.md"], &["md"]).pop().map(|file| file.text).unwrap_or_default();
@@ -253,4 +292,19 @@ fn the_readme_lists_every_reason_and_every_metric() {
         missing.extend(metrics.into_iter().map(str::to_owned).filter(|name| !listed(name)));
     }
     none(&missing, "README.md does not list");
+}
+
+/// A cell that names a test which is gone would be a promise that nobody keeps.
+#[test]
+fn the_table_of_failures_names_tests_that_exist() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("a file");
+    let (_, table) = text.split_once("## Fail closed").expect("the section");
+    let (table, _) = table.split_once("\n## ").expect("the next section");
+    let named: Vec<&str> = table.split('`').skip(1).step_by(2).filter_map(|code| code.strip_suffix('…')).collect();
+    assert!(named.len() >= 25, "{named:?}");
+    let tests = files(&["src", "tests"], &["rs"]);
+    let exists = |start: &str| tests.iter().any(|file| file.text.contains(&format!("fn {start}")));
+    let gone: Vec<_> =
+        named.iter().map(|name| name.rsplit("::").next().unwrap_or(name)).filter(|name| !exists(name)).collect();
+    none(&gone.into_iter().map(str::to_owned).collect::<Vec<_>>(), "ARCHITECTURE.md names tests that are not there");
 }

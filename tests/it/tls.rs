@@ -112,6 +112,31 @@ fn each_flaw_of_a_certificate_has_its_reason() {
 }
 
 #[test]
+fn a_name_before_one_that_cannot_be_read_proves_nothing() {
+    let own = &authorities().own;
+    let world = trusting(&["current.crl"]).start(one_person);
+    // Alpha's name, and these bytes behind it in the same list.
+    let followed_by = |file: &str, rest: &[u8]| {
+        let name = ALPHA_URI.strip_prefix("URI:").expect("a URI").as_bytes();
+        let names = [&[0x86, name.len() as u8][..], name, rest].concat();
+        let names = [&[0x30, names.len() as u8][..], &names].concat();
+        let hex: Vec<_> = names.iter().map(|byte| format!("{byte:02x}")).collect();
+        own.client(file, &format!("DER:{}", hex.join(":")))
+    };
+    assert_let_in(&world, &followed_by("two-names", &[0x82, 1, b'a']));
+    for (at, leaf) in
+        [followed_by("half-a-name", &[0x82, 9, b'a']), followed_by("no-name", &[0x82, 1, 0xff])].iter().enumerate()
+    {
+        // curl would not show such a certificate.
+        let seen = said(&s_client(&world, leaf, &["-ign_eof"], ""));
+        assert!(seen.contains("alert bad certificate"), "{seen}");
+        let series = format!("{HANDSHAKES}{{result=\"certificate-malformed\"}}");
+        eventually("it is counted", || world.metric(&series) == at as f64 + 1.0);
+    }
+    world.backend.assert_untouched();
+}
+
+#[test]
 fn nobody_gets_in_without_a_certificate() {
     let world = World::new();
     let provider = aws_lc_rs::default_provider();

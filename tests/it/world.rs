@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod frames;
 pub mod line;
+pub mod mortal;
 pub mod pki;
 pub mod process;
 
@@ -419,7 +420,9 @@ pub struct Process {
 impl Process {
     /// Also returns the log line by which it said that it serves.
     fn serve(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> (Process, serde_json::Value) {
-        let words = [starter, &[env!("CARGO_BIN_EXE_dwarpal"), "serve", "--config"]].concat();
+        // A load may be put on the release build, which cargo does not name to tests.
+        let binary = std::env::var("DWARPAL_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_dwarpal").to_owned());
+        let words = [starter, &[&binary, "serve", "--config"]].concat();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(config).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

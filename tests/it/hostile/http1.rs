@@ -386,7 +386,7 @@ fn targets() -> Vec<Row> {
 // ---- who is calling?
 
 /// Fields by which some backend or other learns who is calling, from where, or what to do instead.
-const SPOOFED: &[(&str, Class)] = &[
+pub const SPOOFED: &[(&str, Class)] = &[
     ("X-Partner", Cwe(290)),
     ("x-partner", Cwe(178)),
     ("X_Partner", Cwe(444)),

@@ -2,6 +2,7 @@
 //! survive it, a request on a new stream tells.
 
 use super::Class::{self, Cve, Cwe, Research, Rfc};
+use super::http1::SPOOFED;
 use super::{Expected, WellBehaved, assert_a_table, drive, seen_by_backend};
 use crate::world::frames::{
     self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Heard, PADDED, PING, PREFACE, PRIORITISED,
@@ -318,6 +319,9 @@ fn messages() -> Vec<Row> {
     let (a, b) = (post(&[]), frame(DATA, 0, 1, b"hello"));
     let trailers = |fields: &[(&str, &str)]| all(&[&a, &b, &frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields))]);
     let looked = |trailers: &[(&str, &str)]| all(&[&lookup(1), &frame(DATA, 0, 1, b"{}"), &frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(trailers))]);
+    let names: Vec<_> = SPOOFED.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    let spoofed: Vec<_> = names.iter().map(|name| (name.as_str(), "spoofed")).collect();
+    let (some, others) = spoofed.split_at(40);
     let before = |field: (&str, &str)| whole(&block(&[&[field], &PSEUDO[..]].concat()));
     let long = |count: usize, size: usize| {
         let value = "x".repeat(size);
@@ -409,6 +413,9 @@ fn messages() -> Vec<Row> {
         row("two hosts", Rfc(9113, "8.3.1"), &[], get(&[("host", "localhost"), ("host", "localhost")]), Left(400, "bad-request")),
         // Who is calling.
         row("an identity", Cwe(290), &[], get(&[("x-partner", "beta"), ("x_partner", "beta"), ("client-cert", ":AAAA:"), ("x-forwarded-for", "6.6.6.6"), ("x-client-dn", "CN=beta")]), served(&[])),
+        row("every identity, half of them", Cwe(290), &[], get(some), served(&[])),
+        row("every identity, the other half", Cwe(290), &[], get(others), served(&[])),
+        row("every identity among the trailers", Rfc(9113, "8.1"), &[], trailers(some), posted(b"hello")),
         row("a nomination of an identity", Cve("2024-45410"), &[], get(&[("connection", "x-partner")]), Reset(PROTOCOL)),
         row("identities among the trailers", Rfc(9113, "8.1"), &[], trailers(&[("x-partner", "beta"), ("x_partner", "beta"), ("x-forwarded-for", "6.6.6.6")]), posted(b"hello")),
         row("a length among the trailers", Rfc(9110, "6.5.1"), &[], trailers(&[("content-length", "5")]), posted(b"hello")),
@@ -430,7 +437,7 @@ fn messages() -> Vec<Row> {
         row("pings", Cve("2019-9512"), &[], frame(PING, 0, 0, &[0; 8]).repeat(40), Dropped("ping-flood")),
         row("answers to pings that nobody sent", Cwe(770), &[], frame(PING, ACK, 0, &[0; 8]).repeat(200), Dropped("ack-flood")),
         row("priorities", Cve("2019-9513"), &[], priority(1, 0, 255).repeat(200), Dropped("priority-flood")),
-        row("goodbyes", Cwe(770), &[], frame(0x42, 0, 0, &[0; 8]).repeat(200), Dropped("other-frame-flood")),
+        row("frames of an unknown type", Cwe(770), &[], frame(0x42, 0, 0, &[0; 8]).repeat(200), Dropped("other-frame-flood")),
         row("windows", Cwe(770), &[], window_update(0, 1).repeat(3_000), Dropped("window-update-flood")),
         row("streams that are opened and reset", Cve("2023-44487"), &[], (0..200).flat_map(|at| all(&[&lookup(2 * at + 1), &reset(2 * at + 1, CANCEL)])).collect::<Vec<_>>(), Dropped("reset-flood")),
     ]

@@ -152,7 +152,7 @@ fn a_body_that_stops_over_http2_is_a_408_and_the_connection_goes_on() {
 #[test]
 fn an_answer_that_nobody_reads_is_given_up() {
     let world = Setup::new()
-        .gateway("request_timeout = \"30s\"", "request_timeout = \"1s\"")
+        .gateway("request_timeout = \"30s\"", "request_timeout = \"3s\"")
         .gateway("idle_timeout = \"30s\"\nrequest", "idle_timeout = \"2s\"\nrequest")
         .start(one_person);
     let mut partner = WellBehaved::new(&world);
@@ -318,6 +318,39 @@ fn garbage_in_the_place_of_a_handshake_is_refused_at_once() {
         || handshakes(&world, "other") + handshakes(&world, "closed") + handshakes(&world, "protocol-unsupported");
     eventually("each is counted", || refusals() == table.len() as f64);
     world.backend.requests(table.len());
+}
+
+#[test]
+fn connections_that_are_half_closed_keep_no_place() {
+    let world = World::new();
+    let mut partner = WellBehaved::new(&world);
+    let beginnings: [&[u8]; 4] =
+        [b"", b"GET /re", b"POST /v1/mobile HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n", b"\xff"];
+    let mut lines: Vec<Line> = (0..40).map(|_| world.alpha()).collect();
+    for (line, beginning) in lines.iter_mut().zip(beginnings.iter().cycle()) {
+        line.send(beginning);
+        line.half_close();
+    }
+    // Nobody reads what the gateway still has to say, and nobody closes.
+    eventually("their places come back", || {
+        partner.is_served();
+        world.metric("dwarpal_connections") == 1.0
+    });
+    assert_eq!(in_flight(&world), 0.0);
+}
+
+#[test]
+fn keys_are_not_changed_for_ever() {
+    let world = World::new();
+    let mut partner = WellBehaved::new(&world);
+    let mut line = world.alpha();
+    let changed = (0..1_000).take_while(|_| line.change_keys().is_ok()).count();
+    partner.is_served();
+    let _ = line.try_send(GET);
+    let answered = line.more();
+    assert!(!matches!(answered, Ok(true)), "{changed} changes of keys, and then an answer");
+    eventually("its place comes back", || world.metric("dwarpal_connections") == 1.0);
+    partner.is_served();
 }
 
 #[test]

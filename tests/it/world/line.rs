@@ -203,6 +203,16 @@ impl Line {
         }
     }
 
+    /// Waits for an answer's head; `false` where the connection ends before.
+    pub fn arrives(&mut self) -> bool {
+        while parse_head(&self.pending).is_none() {
+            if !self.more().unwrap_or(false) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Reads one head, of an interim answer or a final one.
     #[track_caller]
     pub fn head(&mut self) -> Answer {
@@ -314,6 +324,19 @@ impl Line {
                 Ok(false) | Err(_) => return,
             }
         }
+    }
+
+    /// Ends this side of the connection; the other may go on.
+    pub fn half_close(&mut self) {
+        self.stream.conn.send_close_notify();
+        let _ = self.stream.flush();
+        let _ = self.stream.sock.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Has the keys of this side changed, and asks for the same of the other (RFC 8446 section 4.6.3).
+    pub fn change_keys(&mut self) -> io::Result<()> {
+        self.stream.conn.refresh_traffic_keys().map_err(io::Error::other)?;
+        self.stream.flush()
     }
 
     /// Cuts the connection without a word.
