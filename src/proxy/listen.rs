@@ -215,17 +215,20 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
                 }
             }
             Err(error) => {
-                // No descriptor is left, or no memory. The client would wait for as long as that lasts: the spare
-                // descriptor is good for telling it so, by closing. Another worker may take it first, and then rest.
                 worker.gateway.metrics.connection_refused("accept-failed");
                 worker.gateway.connection_lines.note(worker.gateway.clock.now(), |unlogged| {
                     tracing::warn!(%error, unlogged, "accept failed");
                 });
-                let told = spare.take().is_some() && matches!(timeout(ACCEPT_RETRY, open.accept()).await, Ok(Ok(_)));
+                // No descriptor is left: the client would wait for as long as that lasts. The spare one is good for telling
+                // it so, by closing. Somebody else may take it first; then, and after other errors, accepting rests.
+                let exhausted = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                let told = exhausted
+                    && spare.take().is_some()
+                    && matches!(timeout(ACCEPT_RETRY, open.accept()).await, Ok(Ok(_)));
                 if !told {
                     sleep(ACCEPT_RETRY).await;
                 }
-                spare = spare_of(open);
+                spare = spare.or_else(|| spare_of(open));
             }
         }
     }

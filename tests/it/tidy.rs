@@ -94,7 +94,7 @@ fn a_crate_is_imported_only_where_it_belongs() {
         ("prometheus", &["src/metrics.rs"]),
         ("landlock", &["src/sandbox.rs"]),
         ("seccompiler", &["src/sandbox.rs"]),
-        ("libc", &["src/sandbox.rs"]),
+        ("libc", &["src/sandbox.rs", "src/proxy/listen.rs"]),
         ("rlimit", &["src/cli/serve.rs", "src/pressure.rs"]),
         ("sd_notify", &["src/service.rs"]),
         ("crc32c", &["src/proxy/proxy_protocol.rs", "src/state/store.rs"]),
