@@ -105,6 +105,9 @@ impl Gateway {
             listener.local_addr().map_err(|error| failed("listener".to_owned())(&error))
         };
         let (address, metrics_address) = (local(&listeners[0])?, local(&observer)?);
+        let socket = settings.control_socket();
+        let commands = admin::bind(&socket)
+            .map_err(|error| failed(format!("cannot take commands on {}", socket.display()))(&error))?;
         let (load, inboxes) = Load::of(workers);
         let pressure = Pressure::of(&settings);
         let (phase, _) = watch::channel(Phase::Serving);
@@ -122,33 +125,21 @@ impl Gateway {
             epoch_key,
             phase,
         });
-        let mut threads = Vec::new();
+        type Task = Box<dyn FnOnce(Arc<Gateway>) -> io::Result<()> + Send>;
+        let mut tasks: Vec<(String, Task)> = Vec::new();
         for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
+            let task = move |gateway| listen::run(gateway, index, listener, inbox);
+            tasks.push((format!("worker-{index}"), Box::new(task)));
+        }
+        tasks.push(("control".to_owned(), Box::new(move |gateway| admin::run(gateway, commands))));
+        tasks.push(("persist".to_owned(), Box::new(persist)));
+        tasks.push(("observe".to_owned(), Box::new(move |gateway| observe::run(runtime, gateway, observer))));
+        let mut threads = Vec::new();
+        for (name, task) in tasks {
             let gateway = gateway.clone();
-            let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-            let spawned = thread.spawn(move || listen::run(gateway, index, listener, inbox));
+            let spawned = std::thread::Builder::new().name(name).spawn(move || task(gateway));
             threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
         }
-        let socket = settings.control_socket();
-        let commands = admin::bind(&socket);
-        let commands =
-            commands.map_err(|error| failed(format!("cannot take commands on {}", socket.display()))(&error))?;
-        let controlled = gateway.clone();
-        let thread = std::thread::Builder::new().name("control".to_owned());
-        let spawned = thread.spawn(move || admin::run(controlled, commands));
-        threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
-        let kept = gateway.clone();
-        let thread = std::thread::Builder::new().name("persist".to_owned());
-        let spawned = thread.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(kept.persist());
-            Ok(())
-        });
-        threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
-        let observed = gateway.clone();
-        let thread = std::thread::Builder::new().name("observe".to_owned());
-        let spawned = thread.spawn(move || observe::run(runtime, observed, observer));
-        threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
         Ok(Running { gateway, address, metrics_address, threads })
     }
 
@@ -194,9 +185,8 @@ impl Gateway {
         *self.phase.borrow() != Phase::Serving
     }
 
-    /// Brings to the disk what has to outlive the machine; ends with the gateway. On a thread of its own: a disk
-    /// that hangs must hold up neither a freeze nor the metrics.
-    pub async fn persist(&self) {
+    /// Brings to the disk what has to outlive the machine; ends with the gateway.
+    async fn persist(&self) {
         let mut broken = false;
         loop {
             tokio::select! {
@@ -245,6 +235,13 @@ impl Gateway {
     fn enter(&self, phase: Phase) {
         self.phase.send_replace(phase);
     }
+}
+
+/// The thread of the disk, which may hang: that must hold up neither a freeze nor the metrics.
+fn persist(gateway: Arc<Gateway>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(gateway.persist());
+    Ok(())
 }
 
 impl Running {

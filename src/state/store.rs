@@ -185,10 +185,11 @@ impl Store {
     /// Brings the journal from the kernel to the disk. To be called every second.
     pub fn sync(&self) -> io::Result<()> {
         let journal = self.journal.load_full();
-        if journal.unsynced.swap(false, Ordering::AcqRel) {
-            journal.file.sync_data()?;
+        if !journal.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
         }
-        Ok(())
+        // What the kernel could not write it may have dropped: only all of it, written anew, is sure.
+        journal.file.sync_data().inspect_err(|_| self.broken.store(true, Ordering::Release))
     }
 
     /// Writes the whole state, which `dump` notes in a ledger, and begins the journal again.
