@@ -1,6 +1,7 @@
 //! What changes while the gateway runs, and what survives when it does not? Reload, revocation, freeze, restart.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dwarpal::reload::Reload;
@@ -421,6 +422,48 @@ fn limits_and_last_matches_survive_reload_and_sigkill() {
             assert!(!bytes.windows(10).any(|ten| ten == b"6412345678"), "{}", path.display());
         }
     }
+}
+
+#[test]
+fn a_sigkill_under_load_forgets_nothing_that_was_answered() {
+    let setup = Setup::new().gateway("workers = 1", "workers = 2").partner(
+        "alpha",
+        "subject = \"100000/s\"",
+        "subject = \"1/d burst 1\"",
+    );
+    let mut world = setup.spawn(one_person);
+    assert_eq!(world.command(&["freeze", "gamma", "--reason", "a test"]).0, 0);
+    let pid = world.process().child.id().to_string();
+    let answered: Vec<u64> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|nth| {
+                let mut line = world.alpha();
+                scope.spawn(move || {
+                    let mut answered = Vec::new();
+                    for number in 6_400_000_000 + nth * 10_000_000.. {
+                        if line.try_send(mobile(&number.to_string())).is_err() || !line.arrives() {
+                            return answered;
+                        }
+                        assert_eq!(line.answer(false).status, 200);
+                        answered.push(number);
+                    }
+                    unreachable!("it is killed before the numbers end")
+                })
+            })
+            .collect();
+        eventually("requests are answered", || world.backend.count() > 500);
+        assert!(std::process::Command::new("kill").args(["-KILL", &pid]).status().expect("kill").success());
+        clients.into_iter().flat_map(|client| client.join().expect("a client")).collect()
+    });
+    assert!(answered.len() > 400, "{}", answered.len());
+    world.kill_and_restart();
+    let mut line = world.alpha();
+    for number in answered {
+        let again = line.ask(mobile(&number.to_string()));
+        assert_eq!((again.status, again.problem().as_str()), (429, "rate-limited"), "{number} is forgotten");
+    }
+    world.line(&pki().gamma, GAMMA).assert_closed();
+    assert_eq!(line.ask(mobile("6512345678")).status, 200, "and nobody else is remembered");
 }
 
 #[test]
