@@ -64,6 +64,29 @@ struct Used {
     swept: Timestamp,
 }
 
+/// What a partner's state leaves on the disk. Copied under the lock and written outside of it: putting a million people into
+/// lines takes half a second, in which their partner must not stand still.
+struct Kept {
+    requests: Option<FullAt>,
+    routes: Vec<(Box<str>, FullAt)>,
+    sources: Vec<(IpAddr, FullAt)>,
+    subjects: Vec<(SubjectKey, FullAt)>,
+    matches: Vec<(IpNet, u32)>,
+}
+
+impl Kept {
+    fn note(&self, partner: &str, ledger: &mut Ledger) {
+        let mut note = |fact, bucket: &FullAt| ledger.note(partner, fact, bucket.time());
+        self.requests.iter().for_each(|bucket| note(Fact::Requests, bucket));
+        self.routes.iter().for_each(|(name, bucket)| note(Fact::Route(name), bucket));
+        self.sources.iter().for_each(|(source, bucket)| note(Fact::Source(*source), bucket));
+        self.subjects.iter().for_each(|(subject, bucket)| note(Fact::Subject(*subject), bucket));
+        for (network, seconds) in &self.matches {
+            ledger.note(partner, Fact::Network(*network), Timestamp::from_unix_seconds(u64::from(*seconds)));
+        }
+    }
+}
+
 /// Handshakes of a frozen partner.
 #[derive(Debug, Default)]
 struct Knocks {
@@ -197,7 +220,8 @@ impl State {
         let Some(store) = &self.store else { return Ok(()) };
         store.rewrite(|ledger| {
             for partner in self.partners() {
-                partner.lock().dump(&partner.name, now, ledger);
+                let kept = partner.lock().kept(now);
+                kept.note(&partner.name, ledger);
             }
         })
     }
@@ -450,17 +474,18 @@ impl Used {
         *bucket = (*bucket).max(FullAt::at(at));
     }
 
-    /// Notes all that has to outlive the process. A full bucket is what an unknown one would be.
-    fn dump(&self, partner: &str, now: Timestamp, ledger: &mut Ledger) {
-        let routes = self.routes.iter().map(|route| (Fact::Route(&route.name), route.requests));
-        let sources = self.sources.iter().map(|(source, bucket)| (Fact::Source(*source), *bucket));
-        let subjects = self.subjects.iter().map(|(subject, bucket)| (Fact::Subject(*subject), *bucket));
-        let buckets = [(Fact::Requests, self.requests)].into_iter().chain(routes).chain(sources).chain(subjects);
-        for (fact, bucket) in buckets.filter(|(_, bucket)| !bucket.is_full(now)) {
-            ledger.note(partner, fact, bucket.time());
-        }
-        for (network, seconds) in &self.matches {
-            ledger.note(partner, Fact::Network(*network), Timestamp::from_unix_seconds(u64::from(*seconds)));
+    /// A copy of all that has to outlive the process. A full bucket is what an unknown one would be.
+    fn kept(&self, now: Timestamp) -> Kept {
+        let owes = |bucket: &FullAt| !bucket.is_full(now);
+        let routes = self.routes.iter().filter(|route| owes(&route.requests));
+        let sources = self.sources.iter().filter(|(_, bucket)| owes(bucket));
+        let subjects = self.subjects.iter().filter(|(_, bucket)| owes(bucket));
+        Kept {
+            requests: Some(self.requests).filter(owes),
+            routes: routes.map(|route| (route.name.clone(), route.requests)).collect(),
+            sources: sources.map(|(source, bucket)| (*source, *bucket)).collect(),
+            subjects: subjects.map(|(subject, bucket)| (*subject, *bucket)).collect(),
+            matches: self.matches.iter().map(|(network, seconds)| (*network, *seconds)).collect(),
         }
     }
 

@@ -39,6 +39,7 @@ pub struct Ledger(Vec<u8>);
 pub struct Store {
     directory: PathBuf,
     journal: ArcSwap<Journal>,
+    snapshot_bytes: AtomicU64,
     /// A write failed, and what follows it in the file could not be read: only [`Store::rewrite`] ends this.
     broken: AtomicBool,
     _lock: File,
@@ -72,8 +73,9 @@ pub struct Recovered {
 const SNAPSHOT: &str = "limits.snapshot";
 const JOURNAL_PREFIX: &str = "limits.";
 const JOURNAL_SUFFIX: &str = ".journal";
-/// The state is written anew when the journal is this long: reading it back takes some tenths of a second.
-const JOURNAL_BYTES_MAX: u64 = 32 << 20;
+/// The state is written anew when the journal is as long as the last snapshot, and at least this: a start then reads twice
+/// the state at the most.
+const JOURNAL_BYTES_MIN: u64 = 32 << 20;
 
 impl Ledger {
     pub fn note(&mut self, partner: &str, fact: Fact, at: Timestamp) {
@@ -120,6 +122,7 @@ impl Store {
         }
         let mut recovered = Recovered::default();
         let snapshot = directory.join(SNAPSHOT);
+        let snapshot_bytes = AtomicU64::new(fs::metadata(&snapshot).map_or(0, |file| file.len()));
         match fs::read(&snapshot) {
             Ok(bytes) => recovered.facts += whole_snapshot(&snapshot, &bytes, &mut found)?,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -135,7 +138,7 @@ impl Store {
         let number = journals.last().map_or(1, |(number, _)| number + 1);
         let journal = Journal::create(directory, number).map_err(failed(directory))?;
         let (journal, broken) = (ArcSwap::from_pointee(journal), AtomicBool::new(false));
-        Ok((Store { directory: directory.to_path_buf(), journal, broken, _lock: lock }, recovered))
+        Ok((Store { directory: directory.to_path_buf(), journal, snapshot_bytes, broken, _lock: lock }, recovered))
     }
 
     pub fn directory(&self) -> &Path {
@@ -175,7 +178,8 @@ impl Store {
 
     /// Whether the state should be written anew: the journal is long, or broken.
     pub fn is_due(&self) -> bool {
-        self.is_broken() || self.journal.load().bytes.load(Ordering::Relaxed) > JOURNAL_BYTES_MAX
+        let most = self.snapshot_bytes.load(Ordering::Relaxed).max(JOURNAL_BYTES_MIN);
+        self.is_broken() || self.journal.load().bytes.load(Ordering::Relaxed) > most
     }
 
     pub fn is_broken(&self) -> bool {
@@ -206,6 +210,7 @@ impl Store {
         let end = format!("end {:08x} {}\n", crc32c::crc32c(&whole.0), whole.0.len());
         whole.0.extend_from_slice(end.as_bytes());
         replace(&self.directory.join(SNAPSHOT), &whole.0)?;
+        self.snapshot_bytes.store(whole.0.len() as u64, Ordering::Relaxed);
         // Only now: writes may fail between here and there, and must not be taken for whole.
         self.broken.store(false, Ordering::Release);
         for (number, path) in journals(&self.directory)? {
