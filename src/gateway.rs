@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::admin;
 use crate::clock::Clock;
@@ -31,6 +31,7 @@ pub struct Gateway {
     /// One reload at a time: each compares what it read with what is served. The fingerprint of the files that the last
     /// one looked at; `None` before the first.
     pub(crate) reloading: Mutex<Option<u64>>,
+    pub(crate) reload_asked: Notify,
     pub clock: Clock,
     pub metrics: Metrics,
     pub load: Arc<Load>,
@@ -116,6 +117,7 @@ impl Gateway {
             state,
             origin,
             reloading: Mutex::new(None),
+            reload_asked: Notify::new(),
             clock,
             metrics,
             load: Arc::new(load),
@@ -187,22 +189,16 @@ impl Gateway {
 
     /// Brings to the disk what has to outlive the machine; ends with the gateway.
     async fn persist(&self) {
-        let mut broken = false;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(PERSIST_EVERY) => {}
                 () = self.drained() => return,
             }
-            let kept = self.state.persist(self.clock.now());
-            self.metrics.state_kept(kept.is_ok());
-            match &kept {
-                Err(error) if !broken => {
-                    tracing::error!(%error, "the state cannot be kept: nobody is let in until it can");
-                }
-                Ok(()) if broken => tracing::info!("the state is kept again"),
-                _ => {}
+            let broken = self.state.is_broken();
+            // What failed was logged where it did.
+            if self.state.persist(self.clock.now()).is_ok() && broken {
+                tracing::info!("the state is kept again");
             }
-            broken = kept.is_err();
         }
     }
 

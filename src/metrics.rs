@@ -54,6 +54,7 @@ pub struct Metrics {
     generation: IntGauge,
     frozen: IntGaugeVec,
     state_kept: IntGauge,
+    state_failures: IntCounter,
     sandbox: IntGaugeVec,
     pressure: IntGaugeVec,
     memory_used: Gauge,
@@ -228,6 +229,10 @@ impl Metrics {
                 register(&registry, gauge)?
             },
             frozen: gauge("dwarpal_partner_frozen", "1 while an operator has frozen the partner.", &["partner"])?,
+            state_failures: {
+                let name = "dwarpal_state_failures_total";
+                register(&registry, IntCounter::new(name, "Writes of the state to the disk that failed.")?)?
+            },
             state_kept: {
                 let gauge = IntGauge::new(
                     "dwarpal_state_kept",
@@ -351,8 +356,10 @@ impl Metrics {
         self.reloads.with_label_values(&[result]).inc();
     }
 
-    pub fn state_kept(&self, kept: bool) {
+    /// As of now: whether the disk takes what partners use up, and how often it did not.
+    pub fn state_kept(&self, kept: bool, failures: u64) {
         self.state_kept.set(i64::from(kept));
+        self.state_failures.inc_by(failures.saturating_sub(self.state_failures.get()));
     }
 
     /// Everything in Prometheus' text format 0.0.4. What only the snapshot and the state know is read now.
@@ -384,7 +391,7 @@ impl Metrics {
         let seconds = |time: Timestamp| time.unix_seconds() as f64;
         self.certificate_not_after
             .with_label_values(&["gateway", "gateway"])
-            .set(seconds(snapshot.certificate_not_after));
+            .set(seconds(snapshot.certificate_not_after()));
         for issuer in snapshot.trust.issuers() {
             self.certificate_not_after.with_label_values(&["issuer", &issuer.name]).set(seconds(issuer.not_after));
             for list in issuer.lists() {

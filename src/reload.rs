@@ -3,8 +3,8 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::PoisonError;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::config;
 use crate::config::problem::Problem;
@@ -22,8 +22,8 @@ use crate::{sandbox, service};
 pub enum Reload {
     /// The new configuration is served.
     Swapped { generation: u64, changed: Vec<String>, warnings: Vec<Problem> },
-    /// It was refused; the old one goes on. Certificates and lists that the old one names were read anew all the same
-    /// (`renewed`): a mistake in somebody's file must not hold up a revocation.
+    /// It was refused; the old one goes on. Certificates and lists that the old one names were read anew all the same, as far
+    /// as they could be (`renewed`): a mistake in somebody's file must not hold up a revocation.
     Refused { problems: Vec<Problem>, renewed: Option<u64> },
 }
 
@@ -53,13 +53,11 @@ impl Gateway {
             }
             Err(mut problems) => {
                 sandbox::explain(&mut problems);
-                match old.renew(self.state()) {
-                    Ok(snapshot) if !snapshot.trusts_as(&old) => {
-                        self.swap(snapshot.numbered(next));
-                        Reload::Refused { problems, renewed: Some(next) }
-                    }
-                    _ => Reload::Refused { problems, renewed: None },
-                }
+                let renewed = old.renewed(self.state()).map(|snapshot| {
+                    self.swap(snapshot.numbered(next));
+                    next
+                });
+                Reload::Refused { problems, renewed }
             }
         };
         self.report(&reload);
@@ -117,22 +115,50 @@ impl Gateway {
         }
     }
 
-    /// Looks at the configuration's files and reloads when they have changed; ends with the gateway.
-    pub async fn watch(&self) {
-        let start = self.fingerprint();
-        let mut last = start;
+    /// Asks for a reload, and waits for nothing: for signal handlers.
+    pub fn ask_for_reload(&self) {
+        self.reload_asked.notify_one();
+    }
+
+    /// Reloads when it is asked to, and when the configuration's files have changed; ends with the gateway. Files are read on
+    /// threads of their own: one that hangs must not hold up commands.
+    pub async fn watch(self: Arc<Gateway>) {
+        let mut last = None;
         loop {
+            let asked = tokio::select! {
+                () = tokio::time::sleep(WATCH_EVERY) => false,
+                () = self.reload_asked.notified() => true,
+                () = self.drained() => return,
+            };
+            let gateway = self.clone();
+            let looked = tokio::task::spawn_blocking(move || gateway.look(asked, last));
             tokio::select! {
-                () = tokio::time::sleep(WATCH_EVERY) => {}
-                () = self.draining() => return,
+                now = looked => last = now.ok(),
+                () = self.drained() => return,
             }
-            let now = self.fingerprint();
-            let looked_at = self.reloading.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(start);
-            if now != looked_at && now == last {
-                self.reload();
-            }
-            last = now;
         }
+    }
+
+    /// One look at the files: their fingerprint, after a reload if they have changed and then been still.
+    fn look(&self, asked: bool, last: Option<u64>) -> u64 {
+        let now = self.fingerprint();
+        let looked_at = *self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        // At first nobody knows what the files were like when they were read, only when that was.
+        let changed = looked_at.map_or_else(|| self.changed_since_start(), |looked_at| now != looked_at);
+        if asked || (changed && last == Some(now)) {
+            self.reload();
+        }
+        now
+    }
+
+    fn changed_since_start(&self) -> bool {
+        let read_at = self.origin.read_at;
+        let changed = |path: &PathBuf| {
+            let file = std::fs::metadata(path).ok()?;
+            let changed = Duration::new(u64::try_from(file.ctime()).ok()?, u32::try_from(file.ctime_nsec()).ok()?);
+            Some(UNIX_EPOCH + changed > read_at)
+        };
+        self.files_of(&self.snapshot()).iter().any(|path| changed(path).unwrap_or(false))
     }
 
     fn fingerprint(&self) -> u64 {

@@ -41,10 +41,7 @@ pub struct Snapshot {
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
     request_lines: Vec<LogLimit>,
     last_match: Vec<Matches>,
-    /// When the gateway's own certificate expires.
-    pub certificate_not_after: Timestamp,
-    /// Digest of the gateway's own chain.
-    own_certificate: [u8; 32],
+    own: Own,
     /// Hosts of the listener for which the gateway's certificate is not valid.
     unnamed_hosts: Vec<String>,
 }
@@ -99,6 +96,7 @@ const CERTIFICATE_SOON: Duration = Duration::from_secs(30 * 86_400);
 const LIST_SOON: Duration = Duration::from_secs(86_400);
 
 /// The gateway's own key and what its certificate says.
+#[derive(Clone, Debug)]
 struct Own {
     key: Arc<SingleCertAndKey>,
     not_after: Timestamp,
@@ -110,7 +108,7 @@ impl Snapshot {
     /// Reads the certificates and lists that the configuration names. Every mistake is returned at once.
     pub fn build(config: Config, state: &State) -> Result<Snapshot, Vec<Problem>> {
         let Config { settings, policy, cases, files, origin: _ } = config;
-        let material = Material::load(&settings, state)?;
+        let material = Material::load(&settings, state, None)?;
         let lists: Vec<_> = policy.partners.iter().map(|partner| &partner.networks).collect();
         let union = Arc::new(Union::build(&lists));
         let files = files.into_iter().chain(settings.files()).collect();
@@ -121,13 +119,15 @@ impl Snapshot {
 
     /// What is wrong with the files that these settings name, for a configuration that is refused in any case.
     pub fn file_problems(settings: &Settings) -> Vec<Problem> {
-        Material::load(settings, &State::default()).err().unwrap_or_default()
+        Material::load(settings, &State::default(), None).err().unwrap_or_default()
     }
 
-    /// The same configuration with its certificates, keys and lists read anew.
-    pub fn renew(&self, state: &State) -> Result<Snapshot, Vec<Problem>> {
-        let material = Material::load(&self.read.settings, state)?;
-        Ok(Snapshot::assemble(self.read.clone(), material, state))
+    /// The same configuration with its certificates, keys and lists read anew, as far as they can be read: one bad file must
+    /// not hold up a revocation in another. `None` where nothing has changed.
+    pub fn renewed(&self, state: &State) -> Option<Snapshot> {
+        let material = Material::load(&self.read.settings, state, Some(self)).ok()?;
+        let renewed = Snapshot::assemble(self.read.clone(), material, state);
+        (!renewed.trusts_as(self)).then_some(renewed)
     }
 
     fn assemble(read: Read, material: Material, state: &State) -> Snapshot {
@@ -138,18 +138,7 @@ impl Snapshot {
         let last_match = partners.map(|(partner, state)| Matches::of(&partner.networks, state)).collect();
         let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
         let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
-        let Own { not_after: certificate_not_after, digest: own_certificate, .. } = own;
-        Snapshot {
-            read,
-            trust,
-            upstreams,
-            states,
-            request_lines,
-            last_match,
-            certificate_not_after,
-            own_certificate,
-            unnamed_hosts,
-        }
+        Snapshot { read, trust, upstreams, states, request_lines, last_match, own, unnamed_hosts }
     }
 
     /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
@@ -163,7 +152,7 @@ impl Snapshot {
                 found.push(Problem::warning(file, key, format!("{when} {not_after}")));
             }
         };
-        expiry(file(&tls.certificate), "tls.certificate", self.certificate_not_after, CERTIFICATE_SOON);
+        expiry(file(&tls.certificate), "tls.certificate", self.own.not_after, CERTIFICATE_SOON);
         for (issuer, trusted) in tls.issuers.iter().zip(self.trust.issuers()) {
             expiry(file(&issuer.certificates), "issuer.certificates", trusted.not_after, CERTIFICATE_SOON);
             for list in trusted.lists() {
@@ -188,12 +177,16 @@ impl Snapshot {
     }
 
     /// Whether certificates, keys and lists are those of another snapshot.
-    pub fn trusts_as(&self, other: &Snapshot) -> bool {
-        let own = |snapshot: &Snapshot| snapshot.own_certificate;
+    fn trusts_as(&self, other: &Snapshot) -> bool {
         let upstreams = self.upstreams.iter().zip(&other.upstreams);
         self.trust.digest == other.trust.digest
-            && own(self) == own(other)
+            && self.own.digest == other.own.digest
             && upstreams.into_iter().all(|(mine, theirs)| mine.is_made_as(theirs))
+    }
+
+    /// When the gateway's own certificate expires.
+    pub fn certificate_not_after(&self) -> Timestamp {
+        self.own.not_after
     }
 
     /// As the successor of another.
@@ -248,14 +241,20 @@ struct Material {
 }
 
 impl Material {
-    fn load(settings: &Settings, state: &State) -> Result<Material, Vec<Problem>> {
+    /// With an `old` snapshot of the same settings, its pieces stand in for those that cannot be read.
+    fn load(settings: &Settings, state: &State, old: Option<&Snapshot>) -> Result<Material, Vec<Problem>> {
         let mut problems = Vec::new();
-        let own = certified_key(&settings.tls, &mut problems);
-        let issuers = settings.tls.issuers.iter();
-        let issuers: Vec<_> = issuers.filter_map(|issuer| trusted_issuer(issuer, &mut problems)).collect();
-        let backends = settings.backends.iter();
-        let upstreams = backends.filter_map(|backend| Upstream::build(backend, &state.backends, &mut problems));
-        let upstreams = upstreams.map(Arc::new).collect();
+        let own = certified_key(&settings.tls, &mut problems).or_else(|| Some(old?.own.clone()));
+        let issuers = settings.tls.issuers.iter().enumerate().filter_map(|(nth, issuer)| {
+            let old = old.and_then(|old| old.trust.issuers().get(nth));
+            trusted_issuer(issuer, old.map(|old| &**old), &mut problems).map(Arc::new)
+        });
+        let issuers: Vec<_> = issuers.collect();
+        let upstreams = settings.backends.iter().enumerate().filter_map(|(nth, backend)| {
+            let built = Upstream::build(backend, &state.backends, &mut problems).map(Arc::new);
+            built.or_else(|| old?.upstreams.get(nth).cloned())
+        });
+        let upstreams = upstreams.collect();
         let address = settings.listen.address;
         if !address.ip().is_loopback() {
             let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
@@ -265,8 +264,11 @@ impl Material {
                 at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
             }));
         }
-        problems.extend(shared_anchors(&settings.tls.issuers, &issuers));
-        let (Some(own), true) = (own, problems.is_empty()) else { return Err(problems) };
+        let shared = shared_anchors(&settings.tls.issuers, &issuers);
+        // That one CA now stands under two issuers is nothing that an old piece could mend.
+        let usable = shared.is_empty() && (old.is_some() || problems.is_empty());
+        problems.extend(shared);
+        let (Some(own), true) = (own, usable) else { return Err(problems) };
 
         let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
         let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
@@ -279,10 +281,10 @@ impl Material {
 }
 
 /// A CA stands under one issuer: whom its certificates name would otherwise hang on the order of the issuers.
-fn shared_anchors(settings: &[Issuer], issuers: &[TrustedIssuer]) -> Vec<Problem> {
+fn shared_anchors(settings: &[Issuer], issuers: &[Arc<TrustedIssuer>]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (nth, issuer) in issuers.iter().enumerate() {
-        let shares = |other: &&TrustedIssuer| {
+        let shares = |other: &&Arc<TrustedIssuer>| {
             let key = |anchor: &TrustAnchor| (anchor.subject.to_vec(), anchor.subject_public_key_info.to_vec());
             other.anchors.iter().any(|anchor| issuer.anchors.iter().any(|mine| key(mine) == key(anchor)))
         };
@@ -296,7 +298,7 @@ fn shared_anchors(settings: &[Issuer], issuers: &[TrustedIssuer]) -> Vec<Problem
 }
 
 /// Of everything by which a client's chain is judged.
-fn digest(issuers: &[TrustedIssuer]) -> [u8; 32] {
+fn digest(issuers: &[Arc<TrustedIssuer>]) -> [u8; 32] {
     let mut text = String::new();
     for issuer in issuers {
         let _ = write!(text, "{:?}", (&issuer.name, &issuer.anchors, &issuer.anchors_not_after));
@@ -333,42 +335,48 @@ fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
     Some(Own { key: Arc::new(SingleCertAndKey::from(certified.ok()?)), not_after, names, digest })
 }
 
-fn trusted_issuer(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<TrustedIssuer> {
-    let before = problems.len();
-    let (key, path) = ("issuer.certificates", &issuer.certificates);
-    let certificates = certificates(path, Some(&issuer.place), key, problems)?;
-    let mut anchors = Vec::new();
-    let mut not_after = Vec::new();
-    for certificate in &certificates {
-        let anchor = anchor_from_trusted_cert(certificate).ok().filter(|_| may_sign(certificate));
-        match (anchor, validity_end(certificate)) {
-            (Some(anchor), Some(end)) => {
-                anchors.push(anchor.to_owned());
-                not_after.push(end);
-            }
-            _ => {
-                let hint =
-                    "an issuer's certificate has basicConstraints CA:TRUE, and keyCertSign if it states a key usage";
-                problems.push(
-                    at(&issuer.place, key, path, "holds a certificate that is not a CA's".to_owned()).with_hint(hint),
-                );
-            }
-        }
-    }
+/// `None` where something cannot be read and nothing `old` stands in for it.
+fn trusted_issuer(issuer: &Issuer, old: Option<&TrustedIssuer>, problems: &mut Vec<Problem>) -> Option<TrustedIssuer> {
+    let (anchors, anchors_not_after) = match anchors(issuer, problems) {
+        Some(read) => read,
+        None => old.map(|old| (old.anchors.clone(), old.anchors_not_after.clone()))?,
+    };
     let mut lists = Vec::new();
     for path in &issuer.crls {
-        lists.extend(revocation_lists(path, issuer, problems));
+        match revocation_lists(path, issuer, problems) {
+            Some(read) => {
+                lists.extend(read.into_iter().map(|list| Arc::new(RevocationList { path: path.clone(), ..list })))
+            }
+            None => lists.extend(old?.lists.iter().filter(|list| list.path == *path).cloned()),
+        }
     }
     lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
-    (problems.len() == before).then(|| TrustedIssuer {
+    Some(TrustedIssuer {
         name: issuer.name.clone(),
-        not_after: not_after.iter().copied().min().unwrap_or_default(),
+        not_after: anchors_not_after.iter().copied().min().unwrap_or_default(),
         anchors,
-        anchors_not_after: not_after,
+        anchors_not_after,
         lists,
         grace: issuer.crl_grace,
         revocation: issuer.revocation,
     })
+}
+
+/// An issuer's CAs, and when each expires.
+fn anchors(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<(Vec<TrustAnchor<'static>>, Vec<Timestamp>)> {
+    let (key, path) = ("issuer.certificates", &issuer.certificates);
+    let certificates = certificates(path, Some(&issuer.place), key, problems)?;
+    let read = certificates.iter().map(|certificate| {
+        let anchor = anchor_from_trusted_cert(certificate).ok().filter(|_| may_sign(certificate))?;
+        Some((anchor.to_owned(), validity_end(certificate)?))
+    });
+    let read: Option<(Vec<_>, Vec<_>)> = read.collect::<Option<Vec<_>>>().map(|read| read.into_iter().unzip());
+    if read.is_none() {
+        let hint = "an issuer's certificate has basicConstraints CA:TRUE, and keyCertSign if it states a key usage";
+        let message = "holds a certificate that is not a CA's".to_owned();
+        problems.push(at(&issuer.place, key, path, message).with_hint(hint));
+    }
+    read
 }
 
 pub(crate) fn certificates(
@@ -393,14 +401,14 @@ pub(crate) fn certificates(
 }
 
 /// The lists of a file.
-fn revocation_lists(path: &Path, issuer: &Issuer, problems: &mut Vec<Problem>) -> Vec<RevocationList> {
+fn revocation_lists(path: &Path, issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<Vec<RevocationList>> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let read = std::fs::read(path).map_err(|error| error.to_string());
-    read.and_then(|bytes| read_revocation_lists(&file, bytes)).unwrap_or_else(|why| {
+    let lists = read.and_then(|bytes| read_revocation_lists(&file, bytes)).map_err(|why| {
         let hint = "it is a certificate revocation list in PEM or DER";
         problems.push(unreadable(path, Some(&issuer.place), "issuer.crls", &why, hint));
-        Vec::new()
-    })
+    });
+    lists.ok()
 }
 
 /// The lists that a file's bytes hold, one in DER or any number in PEM; or why they cannot be relied on. They are not yet
@@ -428,6 +436,7 @@ fn revocation_list(file: &str, der: &[u8]) -> Result<RevocationList, String> {
         |time: x509_parser::time::ASN1Time| Timestamp::from_unix_seconds(u64::try_from(time.timestamp()).unwrap_or(0));
     let next_update = parsed.next_update().ok_or("it has no nextUpdate, so nobody could say when it is out of date")?;
     Ok(RevocationList {
+        path: PathBuf::new(),
         file: file.into(),
         this_update: time(parsed.last_update()),
         next_update: time(next_update),

@@ -27,7 +27,9 @@ fuzz_target!(|text: &str| {
             }
         }
     }
-    assert_eq!(resembles_subject(text), resembles);
+    // It notices more than whole ids: numbers inside longer values, and digits of other scripts.
+    assert!(!resembles || resembles_subject(text), "an id is not noticed");
+    let resembles = resembles_subject(text);
     match Actor::parse(text) {
         Some(actor) => {
             assert!(!resembles, "an actor's id may be a person's");

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 
 use crate::clock::Timestamp;
 use crate::gateway::Gateway;
@@ -48,6 +49,8 @@ pub enum Outcome {
     Failed,
 }
 
+/// Operators at the same time; more wait.
+const CONNECTIONS_MAX: usize = 16;
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -64,59 +67,67 @@ pub fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
-/// The thread of commands and of watching the configuration's files.
+/// The thread of commands and of watching the configuration's files. What may take long or hang is done on others.
 pub fn run(gateway: Arc<Gateway>, listener: std::os::unix::net::UnixListener) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = UnixListener::from_std(listener)?;
+        tokio::spawn(gateway.clone().watch());
+        // Through the drain as well: that is when a partner may have to be frozen.
         tokio::select! {
             () = take_commands(&listener, &gateway) => {}
-            () = gateway.watch() => gateway.drained().await,
             () = gateway.drained() => {}
         }
-        Ok(())
-    })
+        Ok::<_, io::Error>(())
+    })?;
+    // A file or a disk that hangs must not hold up the end.
+    runtime.shutdown_background();
+    Ok(())
 }
 
-/// One after the other: commands are rare, and each sees what the one before has done.
-async fn take_commands(listener: &UnixListener, gateway: &Gateway) {
+async fn take_commands(listener: &UnixListener, gateway: &Arc<Gateway>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        // Whoever connects and falls silent must not keep others from freezing a partner.
-        let _ = tokio::time::timeout(TIMEOUT, serve(stream, gateway)).await;
+        let gateway = gateway.clone();
+        tokio::spawn(async move {
+            let _ = serve(stream, gateway).await;
+            drop(place);
+        });
     }
 }
 
-async fn serve(mut stream: UnixStream, gateway: &Gateway) -> io::Result<()> {
+async fn serve(mut stream: UnixStream, gateway: Arc<Gateway>) -> io::Result<()> {
     let by = stream.peer_cred().map_or("unknown".to_owned(), |peer| format!("uid {}", peer.uid()));
     let (read, mut write) = stream.split();
     let mut line = String::new();
-    BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    tokio::time::timeout(TIMEOUT, BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line)).await??;
     let answer = match serde_json::from_str(&line) {
-        Ok(command) => obey(command, &by, gateway),
+        Ok(command) => obey(command, by, gateway).await,
         Err(error) => Answer { outcome: Outcome::Failed, lines: vec![format!("not a command: {error}")] },
     };
     let mut text = serde_json::to_string(&answer).map_err(io::Error::other)?;
     text.push('\n');
-    write.write_all(text.as_bytes()).await
+    tokio::time::timeout(TIMEOUT, write.write_all(text.as_bytes())).await?
 }
 
-fn obey(command: Command, by: &str, gateway: &Gateway) -> Answer {
-    let now = gateway.clock.now();
+async fn obey(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
     match command {
-        Command::Status => status(gateway),
+        Command::Status => status(&gateway),
         Command::Reload => {
             tracing::info!(by, "told to reload");
-            reload(gateway)
+            let reloaded = tokio::task::spawn_blocking(move || reload(&gateway)).await;
+            reloaded.unwrap_or_else(|error| Answer { outcome: Outcome::Failed, lines: vec![error.to_string()] })
         }
         Command::Freeze { partner, reason } => {
-            let freeze = Freeze { since: now, by: by.to_owned(), reason };
-            set_freeze(&partner, Some(freeze), by, gateway)
+            let freeze = Freeze { since: gateway.clock.now(), by: by.clone(), reason };
+            set_freeze(&partner, Some(freeze), &by, gateway).await
         }
-        Command::Thaw { partner } => set_freeze(&partner, None, by, gateway),
+        Command::Thaw { partner } => set_freeze(&partner, None, &by, gateway).await,
     }
 }
 
@@ -142,7 +153,7 @@ fn reload(gateway: &Gateway) -> Answer {
     }
 }
 
-fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: &Gateway) -> Answer {
+async fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: Arc<Gateway>) -> Answer {
     let snapshot = gateway.snapshot();
     let known = snapshot.policy.partners.iter().find(|known| *known.name == *partner);
     let before = gateway.state().freeze_of(partner);
@@ -160,8 +171,11 @@ fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: &Gateway
         Some(freeze) => ("frozen", freeze.reason.clone()),
         None => ("thawed", String::new()),
     };
-    let kept = gateway.state().set_freeze(&name, freeze);
+    gateway.state().set_freeze(&name, freeze);
     tracing::warn!(partner, by, reason, "partner {done}");
+    // It holds. That it is on the disk, too, is what the operator waits for.
+    let kept = tokio::task::spawn_blocking(move || gateway.state().keep_freezes()).await;
+    let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
     let mut lines = match (&before, done) {
         (None, "thawed") => vec![format!("{partner} was not frozen")],
         _ => vec![format!("{partner} is {done}")],

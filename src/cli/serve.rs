@@ -78,7 +78,7 @@ fn until_told(running: Running, sandbox: Sandbox) -> u8 {
     let (address, metrics) = (running.address, running.metrics_address);
     tracing::info!(%address, %metrics, workers, %landlock, %seccomp, "serving");
     service::ready(&format!("serving {address}; landlock {landlock}, seccomp {seccomp}"));
-    signals.wait(|| drop(running.gateway.reload()));
+    signals.wait(|| running.gateway.ask_for_reload());
     tracing::info!("draining");
     service::stopping(running.gateway.snapshot().settings.http.drain_timeout);
     std::thread::spawn(move || {

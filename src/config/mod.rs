@@ -11,6 +11,7 @@ pub mod settings;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::policy::identify::Identities;
 use crate::policy::route::{Route, RouteKind, Router};
@@ -37,6 +38,8 @@ pub struct Config {
 pub struct Origin {
     pub directory: PathBuf,
     pub overrides: Overrides,
+    /// When reading began: what changes afterwards is another configuration.
+    pub read_at: SystemTime,
 }
 
 impl Origin {
@@ -61,12 +64,13 @@ pub fn load_with(
     overrides: &Overrides,
     files: impl FnOnce(&Settings) -> Vec<Problem>,
 ) -> Result<Config, Vec<Problem>> {
+    let read_at = SystemTime::now();
     let problems = RefCell::new(Vec::new());
     let (settings, rest) = read_all(directory, overrides, &problems);
     let mut problems = problems.into_inner();
     match (settings, rest) {
         (Some(settings), Some(rest)) if !problems.iter().any(|problem| problem.severity == Severity::Error) => {
-            let origin = Origin { directory: directory.to_path_buf(), overrides: overrides.clone() };
+            let origin = Origin { directory: directory.to_path_buf(), overrides: overrides.clone(), read_at };
             let (policy, cases, read) = rest;
             Ok(Config { settings, policy, cases, files: read, origin })
         }
@@ -84,7 +88,11 @@ pub fn data_directory(directory: &Path) -> Result<PathBuf, Vec<Problem>> {
     let found = with_file(&directory.join("gateway.toml"), &problems, |source| {
         source.glance(|root| root.table("data", |table| gateway::data(table, directory)))
     });
-    found.ok_or(problems.into_inner())
+    found.ok_or_else(|| {
+        let mut problems = problems.into_inner();
+        problems.iter_mut().for_each(|problem| "say where it is with --data".clone_into(&mut problem.hint));
+        problems
+    })
 }
 
 /// The settings, and the policy with its cases and every file that was read.

@@ -37,15 +37,6 @@ impl Source<'_> {
 
     /// Parses the file and reads its root table; syntax errors are problems, and keys that nobody asked for.
     pub fn read<T>(&self, read: impl FnOnce(&Reader) -> Option<T>) -> Option<T> {
-        self.glance(|root| {
-            let value = read(root);
-            root.finish();
-            value
-        })
-    }
-
-    /// The same for somebody who wants to know one thing, and does not judge the rest.
-    pub fn glance<T>(&self, read: impl FnOnce(&Reader) -> Option<T>) -> Option<T> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in &errors {
             let problem = Problem::error(&*self.file, "", error.message()).with_hint("this is not valid TOML");
@@ -58,6 +49,15 @@ impl Source<'_> {
         if !errors.is_empty() {
             return None;
         }
+        let root = Reader::new(self, String::new(), table.get_ref(), table.span());
+        let value = read(&root);
+        root.finish();
+        value
+    }
+
+    /// For somebody who wants to know one thing, and does not judge the rest: not even its syntax.
+    pub fn glance<T>(&self, read: impl FnOnce(&Reader) -> Option<T>) -> Option<T> {
+        let (table, _) = DeTable::parse_recoverable(self.text);
         read(&Reader::new(self, String::new(), table.get_ref(), table.span()))
     }
 }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub struct Trust {
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
     pub(crate) key: Arc<SingleCertAndKey>,
-    pub(crate) issuers: Vec<TrustedIssuer>,
+    pub(crate) issuers: Vec<Arc<TrustedIssuer>>,
     pub(crate) hints: Vec<DistinguishedName>,
     /// Of all that a client certificate is verified by. A connection that was verified by another has to be verified anew.
     pub(crate) digest: [u8; 32],
@@ -49,7 +50,7 @@ pub struct TrustedIssuer {
     /// When each of them expires: webpki takes an anchor as it is.
     pub(crate) anchors_not_after: Vec<Timestamp>,
     /// Newest first: webpki believes the first list that covers a certificate.
-    pub(crate) lists: Vec<RevocationList>,
+    pub(crate) lists: Vec<Arc<RevocationList>>,
     pub(crate) grace: Duration,
     pub(crate) revocation: Revocation,
     /// When the first of its certificates expires.
@@ -58,6 +59,9 @@ pub struct TrustedIssuer {
 
 #[derive(Debug)]
 pub struct RevocationList {
+    /// Where it was read from; empty for one that came as bytes.
+    pub path: PathBuf,
+    /// The name of its file, for metrics.
     pub file: Arc<str>,
     pub this_update: Timestamp,
     pub next_update: Timestamp,
@@ -189,7 +193,7 @@ impl Trust {
         Verified { trust: self.digest, until: until.min(now.plus(VERIFIED_FOR_MAX)) }
     }
 
-    pub fn issuers(&self) -> &[TrustedIssuer] {
+    pub fn issuers(&self) -> &[Arc<TrustedIssuer>] {
         &self.issuers
     }
 
@@ -208,7 +212,7 @@ impl Trust {
         let mut vouching = None;
         for issuer in &self.issuers {
             match issuer.verify(leaf, intermediates, self.algorithms(), now) {
-                Ok(()) => vouching = vouching.or(Some(issuer)),
+                Ok(()) => vouching = vouching.or(Some(&**issuer)),
                 // Revoked is revoked, whatever another issuer with the same CA and an older list, or none, would say.
                 Err(Refusal::CertificateRevoked) => return Err(Refusal::CertificateRevoked),
                 Err(Refusal::IssuerUnknown) => {}
@@ -227,7 +231,7 @@ impl Client {
 }
 
 impl TrustedIssuer {
-    pub fn lists(&self) -> &[RevocationList] {
+    pub fn lists(&self) -> &[Arc<RevocationList>] {
         &self.lists
     }
 

@@ -41,13 +41,13 @@ impl Freezes {
         }
     }
 
-    pub fn save(&self, directory: &Path) -> io::Result<()> {
+    /// As [`save`] writes it.
+    pub fn document(&self) -> Value {
         let freezes = self.0.iter().map(|(partner, freeze)| {
             let Freeze { since, by, reason } = freeze;
             json!({ "partner": &**partner, "since": since.to_string(), "by": by, "reason": reason })
         });
-        let document = json!({ "version": 1, "frozen": freezes.collect::<Vec<_>>() });
-        replace(&directory.join(FILE), format!("{document:#}\n").as_bytes())
+        json!({ "version": 1, "frozen": freezes.collect::<Vec<_>>() })
     }
 
     pub fn of(&self, partner: &str) -> Option<&Freeze> {
@@ -66,7 +66,11 @@ impl Freezes {
     }
 }
 
-/// `None` for anything but what [`Freezes::save`] writes: half of it would thaw the other half.
+pub fn save(directory: &Path, document: &Value) -> io::Result<()> {
+    replace(&directory.join(FILE), format!("{document:#}\n").as_bytes())
+}
+
+/// `None` for anything but what [`save`] writes: half of it would thaw the other half.
 fn parse(text: &str) -> Option<Freezes> {
     let document: Value = serde_json::from_str(text).ok()?;
     if document["version"] != 1 {
@@ -90,7 +94,7 @@ mod tests {
         let mut freezes = Freezes::default();
         let freeze = Freeze { since: Timestamp::from_unix_seconds(1), by: "uid 0".into(), reason: "a \"test\"".into() };
         freezes.set(&"icmr".into(), Some(freeze.clone()));
-        freezes.save(home.path()).expect("saved");
+        save(home.path(), &freezes.document()).expect("saved");
         assert_eq!(Freezes::load(home.path()).expect("loaded").of("icmr"), Some(&freeze));
         let path = home.path().join(FILE);
         let whole = fs::read_to_string(&path).expect("text");

@@ -34,6 +34,7 @@ pub struct State {
     /// How the servers behind the gateway are.
     pub backends: Backends,
     freezes: Mutex<Freezes>,
+    keeping_freezes: Mutex<()>,
     /// `None`: it ends with the process, as for `explain`.
     store: Option<Store>,
 }
@@ -177,15 +178,19 @@ impl State {
         partners.entry(name.clone()).or_insert_with(new).clone()
     }
 
-    /// Freezes a partner or thaws it. It holds from now on in any case; an error says that it may not survive a restart.
-    pub fn set_freeze(&self, partner: &Arc<str>, freeze: Option<Freeze>) -> io::Result<()> {
+    /// Freezes a partner or thaws it, from now on; [`State::keep_freezes`] sees to it that a restart changes nothing about it.
+    pub fn set_freeze(&self, partner: &Arc<str>, freeze: Option<Freeze>) {
         self.partner(partner).frozen.store(freeze.is_some(), Ordering::Release);
-        let mut freezes = self.freezes();
-        freezes.set(partner, freeze);
-        match &self.store {
-            Some(store) => freezes.save(store.directory()),
-            None => Ok(()),
-        }
+        self.freezes().set(partner, freeze);
+    }
+
+    /// Brings all freezes to the disk. Waits for it, but holds nothing up meanwhile.
+    pub fn keep_freezes(&self) -> io::Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        // In turns, each with what holds then, so that the last one writes the last word.
+        let _one = self.keeping_freezes.lock().unwrap_or_else(PoisonError::into_inner);
+        let document = self.freezes().document();
+        freeze::save(store.directory(), &document)
     }
 
     pub fn freeze_of(&self, partner: &str) -> Option<Freeze> {
@@ -224,6 +229,11 @@ impl State {
                 kept.note(&partner.name, ledger);
             }
         })
+    }
+
+    /// Writes that failed since the start.
+    pub fn failures(&self) -> u64 {
+        self.store.as_ref().map_or(0, Store::failures)
     }
 
     /// Whether charges cannot be kept, and so nobody is let in.
@@ -818,7 +828,8 @@ mod tests {
             state.partner(&name).matched(network, NOW.unix_seconds() as u32, &mut ledger);
             state.keep(&mut ledger).expect("kept");
             let freeze = Freeze { since: NOW, by: "uid 0".to_owned(), reason: "it asks too much".to_owned() };
-            state.set_freeze(&name, Some(freeze)).expect("kept");
+            state.set_freeze(&name, Some(freeze));
+            state.keep_freezes().expect("kept");
             // Dropped without a farewell.
         }
         let (state, recovered) = State::open(home.path()).expect("again");
@@ -828,7 +839,8 @@ mod tests {
         drop(state);
         let (state, _) = State::open(home.path()).expect("once more");
         check(&state);
-        state.set_freeze(&name, None).expect("kept");
+        state.set_freeze(&name, None);
+        state.keep_freezes().expect("kept");
         assert_eq!(charge(&state, &group, NOW.plus(slow.period)).0, None);
         drop(state);
         assert_eq!(State::open(home.path()).expect("thawed").0.partner(&name).standing(), Standing::Open);

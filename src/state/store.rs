@@ -40,6 +40,9 @@ pub struct Store {
     directory: PathBuf,
     journal: ArcSwap<Journal>,
     snapshot_bytes: AtomicU64,
+    /// Earlier runs left journals, which only a new snapshot ends: else they would pile up over crashes.
+    inherited: AtomicBool,
+    failures: AtomicU64,
     /// A write failed, and what follows it in the file could not be read: only [`Store::rewrite`] ends this.
     broken: AtomicBool,
     _lock: File,
@@ -138,7 +141,16 @@ impl Store {
         let number = journals.last().map_or(1, |(number, _)| number + 1);
         let journal = Journal::create(directory, number).map_err(failed(directory))?;
         let (journal, broken) = (ArcSwap::from_pointee(journal), AtomicBool::new(false));
-        Ok((Store { directory: directory.to_path_buf(), journal, snapshot_bytes, broken, _lock: lock }, recovered))
+        let store = Store {
+            directory: directory.to_path_buf(),
+            journal,
+            snapshot_bytes,
+            inherited: AtomicBool::new(!journals.is_empty()),
+            failures: AtomicU64::new(0),
+            broken,
+            _lock: lock,
+        };
+        Ok((store, recovered))
     }
 
     pub fn directory(&self) -> &Path {
@@ -168,18 +180,31 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::Interrupted => return self.write(lines),
             Err(error) => Err(error),
         };
-        if written.is_err() {
-            self.broken.store(true, Ordering::Release);
+        if let Err(error) = &written {
+            self.fail(error);
         }
         journal.bytes.fetch_add(lines.len() as u64, Ordering::Relaxed);
         journal.unsynced.store(true, Ordering::Release);
         written
     }
 
-    /// Whether the state should be written anew: the journal is long, or broken.
+    fn fail(&self, error: &io::Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if !self.broken.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "the state cannot be kept: nobody is let in until it can");
+        }
+    }
+
+    /// Writes that failed since the start.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether the state should be written anew: the journal is long, or broken, or not the only one.
     pub fn is_due(&self) -> bool {
         let most = self.snapshot_bytes.load(Ordering::Relaxed).max(JOURNAL_BYTES_MIN);
-        self.is_broken() || self.journal.load().bytes.load(Ordering::Relaxed) > most
+        let due = self.is_broken() || self.inherited.load(Ordering::Relaxed);
+        due || self.journal.load().bytes.load(Ordering::Relaxed) > most
     }
 
     pub fn is_broken(&self) -> bool {
@@ -193,7 +218,7 @@ impl Store {
             return Ok(());
         }
         // What the kernel could not write it may have dropped: only all of it, written anew, is sure.
-        journal.file.sync_data().inspect_err(|_| self.broken.store(true, Ordering::Release))
+        journal.file.sync_data().inspect_err(|error| self.fail(error))
     }
 
     /// Writes the whole state, which `dump` notes in a ledger, and begins the journal again.
@@ -218,6 +243,7 @@ impl Store {
                 fs::remove_file(path)?;
             }
         }
+        self.inherited.store(false, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -218,7 +218,7 @@ fn an_answer_under_way_does_not_outlive_the_right_to_it() {
     let world = setup.clone().start(|exchange| {
         exchange.write("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n");
         exchange.write([b'x'; 1000]);
-        exchange.close_and_wait();
+        exchange.hold();
     });
     let world_address = world.address;
     let mut line = world.alpha();
@@ -270,6 +270,35 @@ fn a_revocation_cuts_open_connections_and_lets_no_new_one_in() {
     assert!(refused.to_string().contains("CertificateRevoked"), "{refused}");
     assert_eq!(same_partner.ask(REST).status, 200, "its other certificate still counts");
     assert_eq!(world.metric("dwarpal_reloads_total{result=\"renewed\"}"), 1.0);
+}
+
+#[test]
+fn a_bad_file_holds_up_no_revocation_in_another() {
+    let (authority, leaf, setup) = revocable("revoked-beside");
+    let other = Authority::root(&pki().directory, "beside");
+    let list = other.list("current", LONG_AGO, FARTHER_AWAY);
+    let keys = tempfile::TempDir::new().expect("directory");
+    let key = keys.path().join("gateway.key");
+    let good = pki().directory.join("gateway.key");
+    fs::copy(&good, &key).expect("copied");
+    let issuer = format!(
+        "\n[[issuer]]\nname = \"beside\"\ncertificates = \"{}\"\ncrls = [\"{}\"]\n",
+        other.certificate().display(),
+        list.display()
+    );
+    let setup = setup.gateway(&good.display().to_string(), &key.display().to_string()).section(&issuer);
+    let world = setup.start(one_person);
+    let mut line = world.line(&leaf, ALPHA);
+    assert_eq!(line.ask(REST).status, 200);
+    // Somebody else's list is garbage, the key is another's, and this one's list revokes.
+    fs::write(&list, "garbage").expect("written");
+    fs::copy(&pki().alpha.key, &key).expect("copied");
+    authority.revoke(&leaf);
+    authority.list("current", LONG_AGO, FARTHER_AWAY);
+    let (problems, renewed) = refused(world.gateway().reload());
+    assert!(problems.contains("issuer.crls") && problems.contains("tls.certificate"), "{problems}");
+    assert_eq!(renewed, Some(2));
+    line.ask(REST).assert_refused(403, "certificate-refused");
 }
 
 #[test]
@@ -360,6 +389,56 @@ fn a_frozen_partner_gets_nothing_until_it_is_thawed() {
     assert_eq!(world.command(&["thaw", "alpha"]).1, "alpha was not frozen\n");
     let (code, _, error) = world.command(&["freeze", "alhpa", "--reason", "x"]);
     assert!(code == 1 && error.contains("no partner alhpa; there are: alpha, beta, gamma"), "{error}");
+}
+
+#[test]
+fn a_freeze_waits_for_nothing_that_hangs_and_for_no_drain() {
+    let setup = Setup::new().gateway("drain_timeout = \"0s\"", "drain_timeout = \"20s\"");
+    let mut world = setup.spawn(|exchange| {
+        exchange.write("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n");
+        exchange.write([b'x'; 1000]);
+        exchange.hold();
+    });
+    let data = world.directory().join("data").display().to_string();
+    let freeze =
+        |world: &World, partner: &str| world.command(&["freeze", partner, "--reason", "a test", "--data", &data]);
+    // A file that hangs whoever reads it, as one on a network file system may; and a broken configuration.
+    let hanging = world.directory().join("partners/hanging.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&hanging).status().expect("mkfifo").success());
+    let pid = world.process().child.id().to_string();
+    let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().expect("kill").success();
+    assert!(signal("-HUP"));
+    let begun = Instant::now();
+    assert_eq!(freeze(&world, "beta"), (0, "beta is frozen\n".to_owned(), String::new()));
+    fs::write(world.directory().join("gateway.toml"), "[[broken\n[data]\ndirectory = \"data\"\n").expect("written");
+    let (code, _, error) = world.command(&["freeze", "beta", "--reason", "again"]);
+    assert!(code == 0 || error.contains("--data"), "{code} {error}");
+    // While it drains as well: an answer is under way.
+    let mut slow = world.alpha();
+    slow.send(REST);
+    assert_eq!(slow.head().status, 200);
+    assert!(signal("-TERM"));
+    world.process().logged(|line| line["message"] == "draining");
+    assert_eq!(freeze(&world, "alpha"), (0, "alpha is frozen\n".to_owned(), String::new()));
+    assert_cut(&mut slow, Instant::now());
+    assert_eq!(world.process().ended(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn journals_of_crashes_do_not_pile_up() {
+    let mut world = Setup::new().spawn(one_person);
+    for _ in 0..3 {
+        assert_eq!(world.ask(REST).status, 200);
+        world.kill_and_restart();
+    }
+    assert_eq!(world.ask(REST).status, 200);
+    let state = world.directory().join("data/state");
+    let journals = || {
+        let names = fs::read_dir(&state).expect("listed").map(|entry| entry.expect("an entry").file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".journal")).count()
+    };
+    eventually("one is left", || journals() == 1);
 }
 
 #[test]
