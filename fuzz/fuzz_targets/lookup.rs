@@ -32,7 +32,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     let config = dwarpal::config::load(scratch.path(), &Overrides::default());
     let config = config.unwrap_or_else(|problems| panic!("{}", problems[0]));
     let routes = config.policy.routes;
-    let router = Router::build(&routes).expect("no rivals");
+    let router = Router::build(&routes, &|one, other| one == other).expect("no rivals");
     World { routes, router, key: EpochKey::ephemeral() }
 });
 

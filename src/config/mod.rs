@@ -20,7 +20,7 @@ use cases::Case;
 use partner::Known;
 use problem::{Problem, Severity};
 use reader::Source;
-use settings::{Overrides, Settings};
+use settings::{Backend, Overrides, Settings};
 
 /// A configuration that may be served.
 #[derive(Debug)]
@@ -148,11 +148,12 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
         problems.borrow_mut().push(Problem::error(shown, "", "more than 65,535 partners or routes"));
         return (gateway.settings, None);
     }
-    let policy = assemble(partners, gateway.routes, gateway.hosts, problems);
     let mut settings = gateway.settings;
     if let Some(settings) = &mut settings {
         override_settings(settings, overrides, problems);
     }
+    let backends = settings.as_ref().map_or(&[][..], |settings| &settings.backends);
+    let policy = assemble(partners, gateway.routes, backends, gateway.hosts, problems);
     (settings, policy.map(|policy| (policy, cases, files.into_inner())))
 }
 
@@ -160,6 +161,7 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
 fn assemble(
     partners: Vec<Partner>,
     routes: Vec<Route>,
+    backends: &[Backend],
     hosts: Vec<String>,
     problems: &RefCell<Vec<Problem>>,
 ) -> Option<Policy> {
@@ -173,7 +175,14 @@ fn assemble(
             problems.push(problem.with_value(&*route.name).with_hint("give each its own name"));
         }
     }
-    let router = Router::build(&routes).map_err(|rivals| {
+    // Two backends may be two names for one server, where each gets what the other must not.
+    let servers = |at: usize| {
+        let addresses = backends.get(at).into_iter().flat_map(|backend| &backend.servers);
+        addresses.map(|address| (address.ip().to_canonical(), address.port()))
+    };
+    let share_server =
+        |one: usize, other: usize| one == other || servers(one).any(|server| servers(other).any(|same| same == server));
+    let router = Router::build(&routes, &share_server).map_err(|rivals| {
         for (first, second) in rivals {
             let [first, second] = [first, second].map(|id| &routes[usize::from(id.0)]);
             let message = format!("matches the same requests as {} ({})", first.name, first.place);

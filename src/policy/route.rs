@@ -187,35 +187,41 @@ impl Pattern {
         wanted.next().is_none().then_some(captures)
     }
 
-    /// Whether a lenient backend could take a path for one of this pattern's: in other case, with slashes at the end, or,
-    /// where `deeper`, with more segments.
-    fn is_taken_for(&self, path: &CanonicalPath, deeper: bool) -> bool {
-        let fold = |text: &str| percent_decode_str(text).decode_utf8_lossy().to_lowercase();
-        let segments: Vec<&str> = path.segments().collect();
-        let length = segments.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1);
-        let mut segments = segments[..length].iter();
-        for wanted in &self.segments {
-            let Some(segment) = segments.next() else { return false };
+    /// Whether a lenient backend could take segments that it reads so for a path of this pattern, or, where `deeper`, for
+    /// one below it.
+    fn is_taken_for(&self, asked: &[String], deeper: bool) -> bool {
+        let segments = self.without_slash();
+        for (at, wanted) in segments.iter().enumerate() {
+            let Some(asked) = asked.get(at) else { return false };
             match wanted {
                 Segment::Rest => return true,
-                // What a backend makes of other scripts' capitals is its own affair: they count as equal.
-                Segment::Exact(exact) if fold(segment).is_ascii() && fold(exact) != fold(segment) => return false,
+                Segment::Exact(exact) if !may_equal(asked, exact, at + 1 == segments.len()) => return false,
                 Segment::Exact(_) | Segment::Capture(_) => {}
             }
         }
-        deeper || segments.next().is_none()
+        deeper || asked.len() == segments.len()
     }
 
-    /// Whether some path may match both, or be taken for one of the other's.
+    /// Whether some path may match this, and match the other or be taken for one of the other's.
     fn may_cover(&self, other: &Pattern) -> bool {
-        let pairs = self.segments.iter().zip(&other.segments);
-        let agree = pairs.take_while(|(mine, theirs)| **mine != Segment::Rest && **theirs != Segment::Rest).all(
-            |(mine, theirs)| match (mine, theirs) {
-                (Segment::Exact(mine), Segment::Exact(theirs)) => mine.eq_ignore_ascii_case(theirs) || !mine.is_ascii(),
-                _ => true,
-            },
-        );
-        agree && (self.is_open() || other.is_open() || self.segments.len() == other.segments.len())
+        let (mine, theirs) = (self.without_slash(), other.without_slash());
+        let pairs = mine.iter().zip(theirs).enumerate();
+        let mut closed = pairs.take_while(|(_, (mine, theirs))| **mine != Segment::Rest && **theirs != Segment::Rest);
+        let agree = closed.all(|(at, pair)| match pair {
+            (Segment::Exact(mine), Segment::Exact(exact)) => {
+                may_equal(&read_leniently(mine), exact, at + 1 == theirs.len())
+            }
+            _ => true,
+        });
+        agree && (self.is_open() || other.is_open() || mine.len() == theirs.len())
+    }
+
+    /// Many backends answer the same with and without a slash at the end.
+    fn without_slash(&self) -> &[Segment] {
+        match self.segments.as_slice() {
+            [segments @ .., Segment::Exact(last)] if last.is_empty() && !segments.is_empty() => segments,
+            segments => segments,
+        }
     }
 
     fn literal(&self) -> Option<String> {
@@ -257,13 +263,19 @@ pub struct Router {
     exact: HashMap<String, Vec<RouteId>>,
     /// Most specific first.
     patterns: Vec<RouteId>,
-    /// For each pass route, the lookup routes of the same backend whose paths it may cover.
+    /// For each pass route, the lookup routes of the same servers.
+    lookups: Vec<Vec<RouteId>>,
+    /// Those of them whose paths it may cover.
     beside: Vec<Vec<RouteId>>,
 }
 
 impl Router {
-    /// Builds the router; the error names every two routes that would match the same requests.
-    pub fn build(routes: &[Route]) -> Result<Router, Vec<(RouteId, RouteId)>> {
+    /// Builds the router; the error names every two routes that would match the same requests. `share_server` says of two
+    /// backends, which may be the same one, whether some server gets the requests of both.
+    pub fn build(
+        routes: &[Route],
+        share_server: &dyn Fn(usize, usize) -> bool,
+    ) -> Result<Router, Vec<(RouteId, RouteId)>> {
         let mut router = Router::default();
         let mut rivals = Vec::new();
         for (at, route) in routes.iter().enumerate() {
@@ -283,7 +295,12 @@ impl Router {
             }
         }
         router.patterns.sort_by_cached_key(|id| routes[usize::from(id.0)].pattern.shape());
-        router.beside = routes.iter().map(|route| lookups_beside(route, routes)).collect();
+        router.lookups = routes.iter().map(|route| lookups_of_servers(route, routes, share_server)).collect();
+        let covered = |(route, lookups): (&Route, &Vec<RouteId>)| {
+            let covers = |id: &RouteId| route.pattern.may_cover(&routes[usize::from(id.0)].pattern);
+            lookups.iter().copied().filter(covers).collect()
+        };
+        router.beside = routes.iter().zip(&router.lookups).map(covered).collect();
         if rivals.is_empty() { Ok(router) } else { Err(rivals) }
     }
 
@@ -312,10 +329,22 @@ impl Router {
 
     /// Whether a path that is passed through might be a lookup to the backend, which would look somebody up uncounted.
     fn is_lookup_in_disguise(&self, routes: &[Route], id: RouteId, path: &CanonicalPath) -> bool {
+        let (lookups, beside) = (&self.lookups[usize::from(id.0)], &self.beside[usize::from(id.0)]);
+        if lookups.is_empty() {
+            return false;
+        }
         let deeper = routes[usize::from(id.0)].pattern.is_open();
-        self.beside[usize::from(id.0)]
-            .iter()
-            .any(|lookup| routes[usize::from(lookup.0)].pattern.is_taken_for(path, deeper))
+        let taken = |lookups: &[RouteId], asked: &[String]| {
+            lookups.iter().any(|id| routes[usize::from(id.0)].pattern.is_taken_for(asked, deeper))
+        };
+        let segments = || path.segments().filter(|segment| !segment.is_empty());
+        let asked: Vec<String> = segments().map(read_leniently).collect();
+        // Where an escaped `?` or `#` ends the path, or nothing is left of its last segments, it is shorter than the pattern
+        // that it matched, so that the pattern does not tell what it covers.
+        let ends = |segment: &str| segment.contains("%3F") || segment.contains("%23");
+        let shorter = &asked[..segments().position(ends).map_or(asked.len(), |end| end + 1)];
+        let shorter = &shorter[..shorter.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1)];
+        taken(beside, &asked) || shorter.len() < asked.len() && taken(lookups, shorter)
     }
 
     /// The lookup routes that a pass route may cover; `check` says so.
@@ -325,17 +354,31 @@ impl Router {
 }
 
 /// A pass route that is written like the lookup route, but for the method, is no disguise: somebody declared it.
-fn lookups_beside(route: &Route, routes: &[Route]) -> Vec<RouteId> {
+fn lookups_of_servers(route: &Route, routes: &[Route], share_server: &dyn Fn(usize, usize) -> bool) -> Vec<RouteId> {
     if let RouteKind::Lookup(_) = route.kind {
         return Vec::new();
     }
     let others = routes.iter().enumerate().filter(|(_, other)| {
         matches!(other.kind, RouteKind::Lookup(_))
-            && other.backend == route.backend
+            && share_server(other.backend, route.backend)
             && other.pattern.shape() != route.pattern.shape()
-            && route.pattern.may_cover(&other.pattern)
     });
     others.map(|(at, _)| RouteId(at as u16)).collect()
+}
+
+/// What a lenient backend may make of a segment: unescaped, without a query, fragment or parameters, without the dots and
+/// spaces that some file systems and frameworks drop, in lower case.
+fn read_leniently(segment: &str) -> String {
+    let text = percent_decode_str(segment).decode_utf8_lossy();
+    let text = text.split(['?', '#', ';']).next().unwrap_or_default();
+    text.trim_start().trim_end_matches(|end: char| end == '.' || end.is_whitespace()).to_lowercase()
+}
+
+/// Whether a segment that was read so may be a plain segment of a pattern; with an extension, where the pattern ends.
+fn may_equal(asked: &str, exact: &str, last: bool) -> bool {
+    let end = asked.strip_prefix(&read_leniently(exact));
+    // What a backend makes of other scripts' capitals is its own affair: they count as equal.
+    !asked.is_ascii() || end.is_some_and(|end| end.is_empty() || last && end.starts_with('.'))
 }
 
 #[cfg(test)]
@@ -359,6 +402,27 @@ mod tests {
         }
     }
 
+    fn lookup(backend: usize, pattern: &str) -> Route {
+        let declared = LookupRoute {
+            kind: Kind::Mobile,
+            subject: Location::Body(vec!["mobile".to_owned()]),
+            purpose: None,
+            actor: None,
+            body: None,
+            parameters: Vec::new(),
+            body_bytes_max: 0,
+            answer_bytes_max: 0,
+            records: None,
+            miss: Vec::new(),
+        };
+        Route { backend, kind: RouteKind::Lookup(Box::new(declared)), ..route(&["POST"], &[], pattern) }
+    }
+
+    /// No two backends have a server in common.
+    fn apart(one: usize, other: usize) -> bool {
+        one == other
+    }
+
     #[test]
     fn patterns_that_could_mean_two_things_are_refused() {
         for bad in
@@ -378,7 +442,7 @@ mod tests {
             route(&["GET"], &["stock.example"], "/v1/stock"),
             route(&["GET"], &[], "/"),
         ];
-        let router = Router::build(&routes).expect("no rivals");
+        let router = Router::build(&routes, &apart).expect("no rivals");
         for (method, host, path, found) in [
             ("GET", "a", "/v1/people/me", Some("/v1/people/me")),
             ("HEAD", "a", "/v1/people/me", Some("/v1/people/me")),
@@ -406,7 +470,7 @@ mod tests {
     #[test]
     fn captures_are_the_segments_themselves() {
         let routes = [route(&["GET"], &[], "/v1/{a}/x/{b}")];
-        let router = Router::build(&routes).expect("no rivals");
+        let router = Router::build(&routes, &apart).expect("no rivals");
         let path = CanonicalPath::parse("/v1/one/x/two").expect("canonical");
         let (_, captures) = router.find(&routes, "h", "GET", &path).expect("matches");
         let texts: Vec<_> = captures.iter().map(|range| &path.as_str()[range.clone()]).collect();
@@ -417,8 +481,72 @@ mod tests {
     #[test]
     fn two_routes_for_the_same_requests_are_a_mistake() {
         let rivals = [route(&["GET"], &[], "/a/{x}"), route(&["POST", "GET"], &["h"], "/a/{y}")];
-        assert_eq!(Router::build(&rivals).err(), Some(vec![(RouteId(0), RouteId(1))]));
-        let apart = [route(&["GET"], &["g"], "/a/{x}"), route(&["GET"], &["h"], "/a/{y}")];
-        assert!(Router::build(&apart).is_ok());
+        assert_eq!(Router::build(&rivals, &apart).err(), Some(vec![(RouteId(0), RouteId(1))]));
+        let others = [route(&["GET"], &["g"], "/a/{x}"), route(&["GET"], &["h"], "/a/{y}")];
+        assert!(Router::build(&others, &apart).is_ok());
+    }
+
+    #[test]
+    fn a_path_that_a_lenient_backend_may_take_for_a_lookup_is_not_passed_through() {
+        let finds = |pass: &str, lookups: &[&str], path: &str| {
+            let mut routes = vec![route(&["POST"], &[], pass)];
+            routes.extend(lookups.iter().map(|pattern| lookup(0, pattern)));
+            let router = Router::build(&routes, &apart).expect("no rivals");
+            let canonical = CanonicalPath::parse(path).expect(path);
+            let found = router.find(&routes, "h", "POST", &canonical).is_some_and(|(id, _)| id == RouteId(0));
+            (found, !router.beside(RouteId(0)).is_empty())
+        };
+        let mobile = ["/v1/lookup/mobile"];
+        let person = ["/v1/people/{reference}"];
+        // Pass route, lookup routes, path, and whether the pass route can be known to cover a lookup's.
+        for (pass, lookups, path, covers) in [
+            ("/v1/lookup/{x}/", &mobile, "/v1/lookup/mobile/", true),
+            ("/v1/lookup/{x}/", &mobile, "/v1/lookup/Mobile/", true),
+            ("/v1/lookup/{x}", &["/v1/lookup/mobile/"], "/v1/lookup/mobile", true),
+            ("/v1/**", &["/v1/lookup/mobile/"], "/v1/lookup/mobile", true),
+            ("/v1/lookup/Mobile.json", &mobile, "/v1/lookup/Mobile.json", true),
+            ("/v1/lookup/mob%C4%B0le", &mobile, "/v1/lookup/mob%C4%B0le", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile.", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile%20", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/%20mobile", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/Mobile.%20.", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup./mobile.", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile%3Fa=b", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile%23", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile.json", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile.tar.gz", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile.json%3Fa", true),
+            ("/v1/**", &mobile, "/v1/lookup/mobile.json/x", true),
+            ("/v1/{y}/{x}/{z}", &mobile, "/v1/lookup/mobile%3Fa/b", false),
+            ("/v1/{y}/{x}/{z}", &mobile, "/v1/lookup/mobile/%20", false),
+            ("/v1/{y}/{x}/{z}", &mobile, "/v1/lookup/mobile/%3Fa", false),
+            ("/v1/people/{id}/notes", &person, "/v1/people/7%23/notes", false),
+            ("/v1/{y}/{x}/{z}", &["/v1/people/{reference}/doses"], "/v1/people/7%3F/Doses", true),
+        ] {
+            assert_eq!(finds(pass, lookups, path), (false, covers), "{path} of {pass} beside {lookups:?}");
+        }
+        for (pass, lookups, path, covers) in [
+            ("/v1/lookup/{x}/", &mobile, "/v1/lookup/mobiles/", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/mobile-json", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup/json.mobile", true),
+            ("/v1/{y}/{x}", &mobile, "/v1/lookup.json/mobile", true),
+            ("/v1.1/{y}/{x}", &mobile, "/v1.1/lookup/mobile", false),
+            ("/v1/{y}/{x}/{z}", &mobile, "/v1/lookup/mobile/a%3Fb", false),
+            ("/v1/people/{id}/notes", &person, "/v1/people/7/notes", false),
+            ("/v1/people/{id}/notes/", &person, "/v1/people/7/notes/", false),
+        ] {
+            assert_eq!(finds(pass, lookups, path), (true, covers), "{path} of {pass} beside {lookups:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_name_for_the_same_server_is_no_way_around_a_lookup() {
+        let routes = [route(&["POST"], &[], "/v1/**"), lookup(1, "/v1/lookup/mobile")];
+        let path = CanonicalPath::parse("/v1/lookup/Mobile").expect("canonical");
+        for (together, found) in [(false, true), (true, false)] {
+            let router = Router::build(&routes, &|one, other| one == other || together).expect("no rivals");
+            assert_eq!(router.find(&routes, "h", "POST", &path).is_some(), found);
+            assert_eq!(router.beside(RouteId(0)).is_empty(), found);
+        }
     }
 }

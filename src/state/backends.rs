@@ -224,6 +224,15 @@ pub enum Admit {
     Wait(Duration),
 }
 
+/// How the body of a request comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// It is here, or there is none: how long an answer takes is the backend's doing.
+    Whole,
+    /// Its partner sends it meanwhile, as slowly as it likes.
+    Streamed,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Closed,
@@ -232,11 +241,11 @@ pub enum Phase {
 }
 
 impl Breaker {
-    pub fn admit(&self, now: impl FnOnce() -> Timestamp) -> Admit {
+    pub fn admit(&self, body: Body, now: impl FnOnce() -> Timestamp) -> Admit {
         if !self.troubled.load(Ordering::Relaxed) {
             return Admit::Pass;
         }
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner).admit(now())
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner).admit(body, now())
     }
 
     /// Takes note of a request that went well.
@@ -257,9 +266,9 @@ impl Breaker {
         opened
     }
 
-    /// The probe came to nothing that would say anything: the next request is one.
-    pub fn abandoned(&self) {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner).abandoned();
+    /// A probe came to nothing that would say anything: another request is to be one.
+    pub fn abandoned(&self, body: Body) {
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner).abandoned(body);
     }
 
     pub fn phase(&self) -> Phase {
@@ -277,29 +286,47 @@ struct Circuit {
     window_began: Option<Timestamp>,
     requests: u32,
     failures: u32,
+    /// Half-open, and a request with a whole body is tried. The backend's timeouts bound how long.
+    probing: bool,
+    /// Half-open, and not before then another request with a streamed body is tried. Nothing else ends its turn: neither
+    /// its partner, who could hold it, nor its end, after which the same partner could be the first to take the next.
+    streamed_probe_due: Timestamp,
 }
 
-/// While a probe is under way.
+/// To be asked again while a probe is under way, and between the probes with streamed bodies.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 impl Default for Circuit {
     fn default() -> Circuit {
-        let until = Timestamp::default();
-        Circuit { phase: Phase::Closed, until, window_began: None, requests: 0, failures: 0 }
+        Circuit {
+            phase: Phase::Closed,
+            until: Timestamp::default(),
+            window_began: None,
+            requests: 0,
+            failures: 0,
+            probing: false,
+            streamed_probe_due: Timestamp::default(),
+        }
     }
 }
 
 impl Circuit {
-    fn admit(&mut self, now: Timestamp) -> Admit {
+    fn admit(&mut self, body: Body, now: Timestamp) -> Admit {
         match self.phase {
-            Phase::Closed => Admit::Pass,
-            Phase::Open if now < self.until => Admit::Wait(self.until.since(now)),
-            Phase::Open => {
-                self.phase = Phase::HalfOpen;
-                Admit::Probe
-            }
-            Phase::HalfOpen => Admit::Wait(PROBE_WAIT),
+            Phase::Closed => return Admit::Pass,
+            Phase::Open if now < self.until => return Admit::Wait(self.until.since(now)),
+            Phase::Open | Phase::HalfOpen => self.phase = Phase::HalfOpen,
         }
+        // Neither waits for the other: where only one kind comes, that kind has to be enough.
+        match body {
+            Body::Whole if self.probing => return Admit::Wait(PROBE_WAIT),
+            Body::Whole => self.probing = true,
+            Body::Streamed if now < self.streamed_probe_due => {
+                return Admit::Wait(self.streamed_probe_due.since(now));
+            }
+            Body::Streamed => self.streamed_probe_due = now.plus(PROBE_WAIT),
+        }
+        Admit::Probe
     }
 
     fn succeeded(&mut self, probe: bool, limits: &settings::Circuit, now: Timestamp) {
@@ -331,9 +358,9 @@ impl Circuit {
         opens
     }
 
-    fn abandoned(&mut self) {
-        if self.phase == Phase::HalfOpen {
-            self.phase = Phase::Open;
+    fn abandoned(&mut self, body: Body) {
+        if body == Body::Whole {
+            self.probing = false;
         }
     }
 
@@ -430,13 +457,15 @@ mod tests {
                     OldFails => assert!(!circuit.failed(false, &LIMITS, now), "{name}"),
                     OldWell => circuit.succeeded(false, &LIMITS, now),
                     Refused(wait) => {
-                        assert_eq!(circuit.admit(now), Admit::Wait(Duration::from_secs(wait)), "{name} at {at}");
+                        let wait = Admit::Wait(Duration::from_secs(wait));
+                        assert_eq!(circuit.admit(Body::Whole, now), wait, "{name} at {at}");
                     }
                     Well | Fails | Abandons => {
-                        let probe = match circuit.admit(now) {
+                        let probe = match circuit.admit(Body::Whole, now) {
                             Admit::Pass => false,
                             Admit::Probe => {
-                                assert_eq!(circuit.admit(now), Admit::Wait(PROBE_WAIT), "{name}: one probe");
+                                let next = circuit.admit(Body::Whole, now);
+                                assert_eq!(next, Admit::Wait(PROBE_WAIT), "{name}: one probe");
                                 true
                             }
                             Admit::Wait(wait) => panic!("{name} at {at}: {event:?} waits {wait:?}"),
@@ -444,7 +473,7 @@ mod tests {
                         match event {
                             Well => circuit.succeeded(probe, &LIMITS, now),
                             Fails => _ = circuit.failed(probe, &LIMITS, now),
-                            _ => circuit.abandoned(),
+                            _ => circuit.abandoned(Body::Whole),
                         }
                     }
                 }
@@ -454,18 +483,46 @@ mod tests {
     }
 
     #[test]
+    fn who_streams_a_body_keeps_nobody_from_probing() {
+        let opened = || {
+            let mut circuit = Circuit::default();
+            (0..4).for_each(|_| _ = circuit.failed(false, &LIMITS, second(0)));
+            circuit
+        };
+        let wait = Admit::Wait(PROBE_WAIT);
+        let mut circuit = opened();
+        assert_eq!(circuit.admit(Body::Streamed, second(4)), wait, "it is open to everybody");
+        assert_eq!(circuit.admit(Body::Streamed, second(5)), Admit::Probe);
+        assert_eq!(circuit.admit(Body::Streamed, second(5)), wait);
+        circuit.abandoned(Body::Streamed);
+        assert_eq!(circuit.admit(Body::Streamed, second(5)), wait, "nothing is won by going away and coming back");
+        assert_eq!(circuit.admit(Body::Whole, second(5)), Admit::Probe, "it waits for no streamed body");
+        circuit.abandoned(Body::Streamed);
+        assert_eq!(circuit.admit(Body::Whole, second(5)), wait, "what became of another is nothing to it");
+        assert_eq!(circuit.admit(Body::Streamed, second(6)), Admit::Probe, "whatever became of the one before");
+        circuit.succeeded(true, &LIMITS, second(6));
+        assert_eq!(circuit.phase, Phase::Closed);
+        assert_eq!(circuit.admit(Body::Whole, second(6)), Admit::Pass);
+
+        let mut circuit = opened();
+        assert_eq!(circuit.admit(Body::Streamed, second(5)), Admit::Probe, "it may be all that ever comes");
+        assert!(circuit.failed(true, &LIMITS, second(5)));
+        assert_eq!(circuit.admit(Body::Whole, second(5)), Admit::Wait(LIMITS.open_time));
+    }
+
+    #[test]
     fn a_breaker_is_asked_without_its_lock_while_nothing_fails() {
         let breaker = Breaker::default();
         let never = || -> Timestamp { panic!("no clock, no lock") };
-        assert_eq!(breaker.admit(never), Admit::Pass);
+        assert_eq!(breaker.admit(Body::Whole, never), Admit::Pass);
         breaker.succeeded(false, &LIMITS, never);
         for at in 0..4 {
             assert_eq!(breaker.failed(false, &LIMITS, second(1)), at == 3);
         }
-        assert_eq!(breaker.admit(|| second(1)), Admit::Wait(Duration::from_secs(5)));
-        assert_eq!(breaker.admit(|| second(6)), Admit::Probe);
+        assert_eq!(breaker.admit(Body::Whole, || second(1)), Admit::Wait(Duration::from_secs(5)));
+        assert_eq!(breaker.admit(Body::Whole, || second(6)), Admit::Probe);
         breaker.succeeded(true, &LIMITS, || second(6));
-        assert_eq!(breaker.admit(never), Admit::Pass);
+        assert_eq!(breaker.admit(Body::Whole, never), Admit::Pass);
     }
 
     fn servers(count: u16) -> (Arc<BackendState>, Vec<Arc<ServerState>>) {

@@ -748,6 +748,36 @@ fn a_backend_that_fails_too_often_is_left_alone_and_probed() {
 }
 
 #[test]
+fn a_partner_that_trickles_a_body_keeps_no_circuit_half_open() {
+    let spoilt = Arc::new(AtomicBool::new(true));
+    let spoils = spoilt.clone();
+    let circuit =
+        "[backend.circuit]\nfailure_percent = 50\nrequests_min = 4\nwindow = \"1min\"\nopen_for = \"500ms\"\n";
+    let anchor = "\n[[route]]\nname = \"mobile\"";
+    let world = Setup::new().gateway(anchor, &format!("{circuit}{anchor}")).start(move |exchange| {
+        exchange.read_body();
+        if spoils.load(Ordering::SeqCst) { exchange.close() } else { one_person(exchange) }
+    });
+    let mut line = world.alpha();
+    for _ in 0..4 {
+        line.ask(lookup()).assert_refused(502, "backend-failed");
+    }
+    line.ask(lookup()).assert_refused(503, "unavailable");
+    spoilt.store(false, Ordering::SeqCst);
+    let trickle = "POST /files/slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\nx";
+    let mut tricklers = Vec::new();
+    let half_open = || world.metric("dwarpal_backend_circuit{backend=\"registry\"}") == 1.0;
+    eventually("a trickled body is the probe", || {
+        let mut trickler = world.alpha();
+        trickler.send(trickle);
+        tricklers.push(trickler);
+        half_open()
+    });
+    assert_eq!(line.ask(lookup()).status, 200, "nobody waits for it");
+    assert_eq!(world.metric("dwarpal_backend_circuit{backend=\"registry\"}"), 0.0);
+}
+
+#[test]
 fn so_many_may_wait_for_a_server_and_the_next_is_told_at_once() {
     let (release, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);

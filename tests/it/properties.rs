@@ -532,8 +532,8 @@ impl Request {
                 self.put(place, actor);
             }
         }
-        let rest = dice.pick(&["a", "a/b", "b/a"]);
-        let names = ["a", "b", "c"];
+        let rest = dice.pick(&["a", "a/b", "b/a", "a.c/B%20", "b%3Fc/a"]);
+        let names = ["a", "b", "c", "A.", "b.c", "a%3Fc", "%20"];
         let filled = self.path.split('/').map(|segment| match segment {
             "**" => rest,
             _ if segment.starts_with('{') => dice.pick(&names),
@@ -733,7 +733,7 @@ struct Ground<'w> {
 }
 
 /// Whether a path that `way` passes through may be the lookup `other` to a backend that is lenient about case, slashes at
-/// the end and what follows.
+/// the end, what follows, and what it cuts off a segment or, from an escaped `?` on, off the path.
 fn is_disguised(other: &Way, way: &Way, path: &str) -> bool {
     let shape = |way: &Way| {
         way.path.split('/').map(rank_and_text).map(|(rank, text)| (rank, text.to_owned())).collect::<Vec<_>>()
@@ -741,14 +741,25 @@ fn is_disguised(other: &Way, way: &Way, path: &str) -> bool {
     if other.lookup.is_none() || shape(other) == shape(way) {
         return false;
     }
-    let path = path.trim_end_matches('/').to_lowercase();
-    let (mut asked, deeper) = (path.split('/'), way.path.ends_with("**"));
-    for wanted in other.path.split('/') {
-        match (wanted, asked.next()) {
+    let (cut, deeper) = (path.split("%3F").next().unwrap_or_default(), way.path.ends_with("**"));
+    may_be_asked(&other.path, path, deeper) || may_be_asked(&other.path, cut, deeper)
+}
+
+fn may_be_asked(pattern: &str, path: &str, deeper: bool) -> bool {
+    let lenient = |segment: &str| {
+        let text = segment.split("%3F").next().unwrap_or_default().replace("%20", " ");
+        text.trim_end_matches(['.', ' ']).to_lowercase()
+    };
+    let path = path.split('/').map(lenient).collect::<Vec<_>>().join("/");
+    let (mut asked, mut wanted) = (path.trim_end_matches('/').split('/'), pattern.split('/').peekable());
+    while let Some(segment) = wanted.next() {
+        let segment = segment.to_lowercase();
+        match (&*segment, asked.next()) {
             ("**", Some(_)) => return true,
             (_, None) => return false,
-            (wanted, Some(_)) if wanted.starts_with('{') => {}
-            (wanted, Some(asked)) if wanted.to_lowercase() == asked => {}
+            (segment, Some(_)) if segment.starts_with('{') => {}
+            (segment, Some(asked)) if segment == asked => {}
+            (segment, Some(asked)) if wanted.peek().is_none() && asked.starts_with(&format!("{segment}.")) => {}
             _ => return false,
         }
     }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::super::paced::{Fault, Paced};
 use crate::policy::reason::Reason;
+use crate::state::backends::Body;
 
 /// The body that a backend gets.
 pub enum Outgoing {
@@ -78,6 +79,14 @@ impl Outgoing {
     pub fn streamed(paced: Paced, upload: Upload) -> Outgoing {
         upload.progress.set(Progress::Streaming);
         Outgoing::Streamed { paced, upload }
+    }
+
+    /// How it comes, in the eyes of the circuit breaker.
+    pub(super) fn kind(&self) -> Body {
+        match self {
+            Outgoing::Empty | Outgoing::Whole(_) => Body::Whole,
+            Outgoing::Streamed { .. } => Body::Streamed,
+        }
     }
 
     /// The same body for another try, if it is one that can be had twice.

@@ -32,7 +32,7 @@ use crate::clock::Timestamp;
 use crate::config::problem::Problem;
 use crate::config::settings::{Backend, Protocol};
 use crate::policy::reason::Reason;
-use crate::state::backends::{Admit, BackendState, Backends, InFlight, ServerState};
+use crate::state::backends::{Admit, BackendState, Backends, Body, InFlight, ServerState};
 use pool::{Failure, Group, Link};
 
 /// One backend of a snapshot: its settings, the files that they name, and what is known of its servers.
@@ -72,6 +72,7 @@ pub struct Lease {
 /// One request in the eyes of the circuit breaker.
 struct Turn {
     group: Rc<Group>,
+    body: Body,
     probe: bool,
     settled: bool,
 }
@@ -139,7 +140,7 @@ impl Pools {
         deadline: Instant,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
         let group = self.group(upstream);
-        let mut turn = Turn::begin(group.clone())?;
+        let mut turn = Turn::begin(group.clone(), request.body().kind())?;
         let first = group.first();
         let missed = match group.ask(first, request, &upload, deadline, false).await {
             Ok(answered) => return Ok(turn.lease(first, answered, upload)),
@@ -254,11 +255,11 @@ impl Group {
 }
 
 impl Turn {
-    fn begin(group: Rc<Group>) -> Result<Turn, Refusal> {
+    fn begin(group: Rc<Group>, body: Body) -> Result<Turn, Refusal> {
         let upstream = &group.upstream;
         let probe = match upstream.settings.circuit {
             None => false,
-            Some(_) => match upstream.state.breaker.admit(|| group.now()) {
+            Some(_) => match upstream.state.breaker.admit(body, || group.now()) {
                 Admit::Pass => false,
                 Admit::Probe => true,
                 Admit::Wait(wait) => {
@@ -266,7 +267,7 @@ impl Turn {
                 }
             },
         };
-        Ok(Turn { group, probe, settled: false })
+        Ok(Turn { group, body, probe, settled: false })
     }
 
     fn lease(self, at: usize, answered: Exchanged, upload: Upload) -> (Response<Incoming>, Lease) {
@@ -301,7 +302,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if self.probe && !self.settled {
-            self.group.upstream.state.breaker.abandoned();
+            self.group.upstream.state.breaker.abandoned(self.body);
         }
     }
 }
