@@ -25,13 +25,21 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> u8 {
+    let code = serve(&arguments);
+    log::flush();
+    code
+}
+
+fn serve(arguments: &Arguments) -> u8 {
     let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
     };
     log::init(config.settings.log);
     raise_open_files(config.settings.listen.connections_max);
-    let sandbox = match sandbox::enter(&config, &arguments.config) {
+    let sandbox = sandbox::enter(&config, &arguments.config);
+    // The process's second thread: no earlier, so that it is confined as well.
+    let sandbox = match log::start().map_err(|error| format!("log: {error}")).and(sandbox) {
         Ok(sandbox) => sandbox,
         Err(what) => {
             eprintln!("error: {what}");
@@ -84,12 +92,14 @@ fn until_told(running: Running, sandbox: Sandbox) -> u8 {
     std::thread::spawn(move || {
         signals.wait(|| ());
         tracing::warn!("a second signal: the process ends at once");
+        log::flush();
         std::process::exit(i32::from(FAILED));
     });
     match running.stop() {
         Ok(()) => YES,
         Err(error) => {
-            eprintln!("error: {error}");
+            // By now standard error may be read by nobody.
+            tracing::error!(%error, "did not end in order");
             FAILED
         }
     }

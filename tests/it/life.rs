@@ -532,6 +532,50 @@ fn a_second_signal_ends_it_at_once() {
     drop(closed);
 }
 
+/// Standard error is a pipe, and who is at its other end may sleep.
+#[test]
+fn nobody_waits_for_who_reads_the_log() {
+    let mut world = Setup::new().gateway("level = \"info\"", "level = \"debug\"").spawn(one_person);
+    let lines = world.process().lines();
+    let unread = lines.0.lock().expect("lines");
+    let mut partner = world.alpha();
+    let lost = |world: &World| world.metric("dwarpal_log_lines_lost_total");
+    assert_eq!(lost(&world), 0.0);
+    eventually("the pipe and the queue are full", || {
+        for _ in 0..200 {
+            assert_eq!(partner.ask("GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n").status, 403);
+            assert_eq!(partner.ask(REST).status, 200);
+        }
+        lost(&world) > 0.0
+    });
+    assert_eq!(world.ask(WHOAMI).status, 200);
+    let (code, _, stderr) = world.command(&["freeze", "beta", "--reason", "T-1"]);
+    assert_eq!(code, 0, "{stderr}");
+    let begun = Instant::now();
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    drop(unread);
+}
+
+#[test]
+fn who_reads_the_log_late_is_told_how_much_is_missing() {
+    let mut world = Setup::new().gateway("level = \"info\"", "level = \"debug\"").spawn(one_person);
+    let lines = world.process().lines();
+    let unread = lines.0.lock().expect("lines");
+    let mut partner = world.alpha();
+    eventually("lines are lost", || {
+        assert_eq!([0; 400].map(|_| partner.ask(REST).status), [200; 400]);
+        world.metric("dwarpal_log_lines_lost_total") > 0.0
+    });
+    drop(unread);
+    let told = world.process().logged(|line| line["message"].as_str().is_some_and(|text| text.contains("were lost")));
+    assert!(told["lines"].as_u64().is_some_and(|lines| lines > 0), "{told}");
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    world.process().logged(|line| line["message"] == "draining");
+}
+
 // ---- the clock
 
 /// The system's clock as one process sees it, by libfaketime.

@@ -462,6 +462,11 @@ impl Process {
         self.log.0.lock().expect("log").join("\n")
     }
 
+    /// Its lines so far. While the lock on them is held, nobody reads its standard error.
+    pub fn lines(&self) -> Arc<(Mutex<Vec<String>>, Condvar)> {
+        self.log.clone()
+    }
+
     pub fn terminate(&self) {
         self.signal("-TERM");
     }
