@@ -31,6 +31,14 @@ pub fn run(arguments: Arguments) -> u8 {
 }
 
 fn serve(arguments: &Arguments) -> u8 {
+    // First of all: a signal that nobody waits for ends the process. One that comes during the start counts after it.
+    let signals = match Signals::listen().and_then(Signals::with_hang_up) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: cannot wait for signals: {error}");
+            return FAILED;
+        }
+    };
     let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
@@ -47,7 +55,7 @@ fn serve(arguments: &Arguments) -> u8 {
         }
     };
     match Gateway::start(config, Clock::system()) {
-        Ok(running) => until_told(running, sandbox),
+        Ok(running) => until_told(running, sandbox, signals),
         Err(StartError::Configuration(mut problems)) => {
             sandbox::explain(&mut problems);
             complain(&problems)
@@ -70,15 +78,7 @@ fn raise_open_files(connections_max: usize) {
 }
 
 /// Reloads upon SIGHUP, until SIGTERM or SIGINT; then drains. A second of these ends the process at once.
-fn until_told(running: Running, sandbox: Sandbox) -> u8 {
-    // Before anybody learns that it serves: a signal that nobody waits for ends the process.
-    let mut signals = match Signals::listen().and_then(Signals::with_hang_up) {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("error: cannot wait for signals: {error}");
-            return FAILED;
-        }
-    };
+fn until_told(running: Running, sandbox: Sandbox, mut signals: Signals) -> u8 {
     let workers = running.gateway.snapshot().settings.listen.workers;
     let Sandbox { landlock, seccomp } = sandbox;
     running.gateway.metrics.sandbox("landlock", landlock.is_active());

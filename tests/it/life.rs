@@ -1,8 +1,9 @@
 //! How does the process live? What the service manager hears, what the sandbox forbids, pressure, clock steps, the end.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -22,7 +23,7 @@ use crate::world::frames;
 use crate::world::line;
 use crate::world::pki::pki;
 use crate::world::process::run;
-use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Setup, World, dwarpal, eventually, package, read_to_close};
+use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Process, Setup, World, dwarpal, eventually, package, read_to_close};
 
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const REST: &str = "GET /rest/x HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -500,6 +501,45 @@ fn with_a_request_under_way(world: &World) -> line::Line {
     busy.send(REST);
     world.backend.requests(1);
     busy
+}
+
+/// A process whose start waits in the middle of its configuration, for as long as it takes to send it a signal.
+fn signalled_during_the_start(directory: &TempDir, send: impl Fn(&Process)) -> Process {
+    Setup::new().write(directory.path(), None);
+    let (file, whole) = (directory.path().join("gateway.toml"), directory.path().join("whole"));
+    let text = std::fs::read(&file).expect("the configuration");
+    std::fs::rename(&file, &whole).expect("rename");
+    assert_eq!(run(Command::new("mkfifo").arg(&file), b"").code, Some(0));
+    let process = Process::begin(directory.path(), &[], &[]);
+    let mut pipe = None;
+    eventually("it reads its configuration", || {
+        // Without a reader, there is nothing to open.
+        pipe = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&file).ok();
+        pipe.is_some()
+    });
+    send(&process);
+    std::fs::rename(&whole, &file).expect("rename");
+    pipe.expect("open").write_all(&text).expect("written");
+    process
+}
+
+#[test]
+fn a_sighup_during_the_start_is_a_reload_after_it() {
+    let directory = TempDir::new().expect("directory");
+    let mut process = signalled_during_the_start(&directory, Process::hang_up);
+    let reloaded = process.logged(|line| line["message"] == "reloaded");
+    assert_eq!(reloaded["generation"], 2);
+    process.terminate();
+    assert_eq!(process.ended(), Some(0));
+    assert_eq!(process.log().matches("\"reloaded\"").count(), 1, "{}", process.log());
+}
+
+#[test]
+fn a_sigterm_during_the_start_ends_it_in_order() {
+    let directory = TempDir::new().expect("directory");
+    let mut process = signalled_during_the_start(&directory, Process::terminate);
+    process.logged(|line| line["message"] == "draining");
+    assert_eq!(process.ended(), Some(0));
 }
 
 #[test]

@@ -425,6 +425,13 @@ pub struct Process {
 impl Process {
     /// Also returns the log line by which it said that it serves.
     fn serve(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> (Process, serde_json::Value) {
+        let process = Process::begin(config, starter, environment);
+        let serving = process.logged(|line| line["message"] == "serving");
+        (process, serving)
+    }
+
+    /// It may not serve yet.
+    pub fn begin(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> Process {
         // A load may be put on the release build, which cargo does not name to tests.
         let binary = std::env::var("DWARPAL_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_dwarpal").to_owned());
         let words = [starter, &[&binary, "serve", "--config"]].concat();
@@ -441,9 +448,7 @@ impl Process {
                 written.1.notify_all();
             }
         });
-        let process = Process { child, log };
-        let serving = process.logged(|line| line["message"] == "serving");
-        (process, serving)
+        Process { child, log }
     }
 
     /// Waits for a line of the log.
