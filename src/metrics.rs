@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 use crate::clock::Timestamp;
+use crate::log;
 use crate::policy::PartnerId;
 use crate::policy::admit::Standing;
 use crate::policy::reason::Reason;
@@ -59,6 +60,7 @@ pub struct Metrics {
     pressure: IntGaugeVec,
     memory_used: Gauge,
     clock_ahead: Gauge,
+    log_lines_lost: IntCounter,
     series: IntGauge,
 }
 
@@ -255,6 +257,10 @@ impl Metrics {
                 let help = "How far the gateway's clock is ahead of the system's, which was set back.";
                 register(&registry, Gauge::new("dwarpal_clock_ahead_seconds", help)?)?
             },
+            log_lines_lost: {
+                let help = "Log lines that were lost because standard error was not read fast enough, or not at all.";
+                register(&registry, IntCounter::new("dwarpal_log_lines_lost_total", help)?)?
+            },
             memory_used: {
                 let help = "Memory in use as a share of the tightest limit; 0 where there is none.";
                 register(&registry, Gauge::new("dwarpal_memory_used_ratio", help)?)?
@@ -370,6 +376,7 @@ impl Metrics {
             self.pressure.with_label_values(&[resource]).set(i64::from(short));
         }
         self.memory_used.set(pressure.memory_used());
+        self.log_lines_lost.inc_by(log::lines_lost().saturating_sub(self.log_lines_lost.get()));
         let families = self.registry.gather();
         let series: usize = families.iter().map(series_of).sum();
         self.series.set(series as i64);

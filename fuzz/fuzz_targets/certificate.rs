@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use dwarpal::clock::Clock;
 use dwarpal::config::settings::Overrides;
 use dwarpal::policy::identify::Credential;
 use dwarpal::proxy::tls::{Attempt, Client, sha256};
@@ -68,12 +69,12 @@ fn dated(mut params: CertificateParams) -> CertificateParams {
 
 /// Shows a certificate as in a handshake.
 fn present(der: &[u8]) -> Result<Arc<Client>, Arc<Attempt>> {
-    let (_, attempt) = WORLD.snapshot.trust.attempt().expect("a configuration");
+    let (_, attempt) = WORLD.snapshot.trust.attempt(&Clock::system()).expect("a configuration");
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
     let leaf = CertificateDer::from(der);
     let verified = attempt.verify_client_cert(&leaf, &[], now);
     // As a chain's further certificate, bytes that are none help nobody.
-    let helped = WORLD.snapshot.trust.attempt().expect("a configuration").1;
+    let helped = WORLD.snapshot.trust.attempt(&Clock::system()).expect("a configuration").1;
     assert_eq!(helped.verify_client_cert(&leaf, std::slice::from_ref(&leaf), now).is_ok(), verified.is_ok());
     match (verified, attempt.client()) {
         (Ok(_), Some(client)) => Ok(client),

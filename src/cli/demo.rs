@@ -33,10 +33,12 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> u8 {
     log::init(Log { format: LogFormat::Human, level: LogLevel::Warn });
-    match start(&arguments) {
+    let code = match start(&arguments) {
         Ok(demo) => show(&arguments, demo),
         Err(code) => code,
-    }
+    };
+    log::flush();
+    code
 }
 
 struct Demo {
@@ -51,6 +53,7 @@ fn start(arguments: &Arguments) -> Result<Demo, u8> {
         eprintln!("error: {error}");
         FAILED
     };
+    log::start().map_err(|error| failed(&format!("log: {error}")))?;
     if !arguments.config.join("gateway.toml").is_file() {
         let place = arguments.config.display();
         return Err(failed(&format!("no {place}/gateway.toml here; run the demo in the repository, or name --config")));

@@ -25,13 +25,29 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> u8 {
+    let code = serve(&arguments);
+    log::flush();
+    code
+}
+
+fn serve(arguments: &Arguments) -> u8 {
+    // First of all: a signal that nobody waits for ends the process. One that comes during the start counts after it.
+    let signals = match Signals::listen().and_then(Signals::with_hang_up) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: cannot wait for signals: {error}");
+            return FAILED;
+        }
+    };
     let config = match config::load_with(&arguments.config, &arguments.overrides.overrides(), Snapshot::file_problems) {
         Ok(config) => config,
         Err(problems) => return complain(&problems),
     };
     log::init(config.settings.log);
     raise_open_files(config.settings.listen.connections_max);
-    let sandbox = match sandbox::enter(&config, &arguments.config) {
+    let sandbox = sandbox::enter(&config, &arguments.config);
+    // The process's second thread: no earlier, so that it is confined as well.
+    let sandbox = match log::start().map_err(|error| format!("log: {error}")).and(sandbox) {
         Ok(sandbox) => sandbox,
         Err(what) => {
             eprintln!("error: {what}");
@@ -39,7 +55,7 @@ pub fn run(arguments: Arguments) -> u8 {
         }
     };
     match Gateway::start(config, Clock::system()) {
-        Ok(running) => until_told(running, sandbox),
+        Ok(running) => until_told(running, sandbox, signals),
         Err(StartError::Configuration(mut problems)) => {
             sandbox::explain(&mut problems);
             complain(&problems)
@@ -62,15 +78,7 @@ fn raise_open_files(connections_max: usize) {
 }
 
 /// Reloads upon SIGHUP, until SIGTERM or SIGINT; then drains. A second of these ends the process at once.
-fn until_told(running: Running, sandbox: Sandbox) -> u8 {
-    // Before anybody learns that it serves: a signal that nobody waits for ends the process.
-    let mut signals = match Signals::listen().and_then(Signals::with_hang_up) {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("error: cannot wait for signals: {error}");
-            return FAILED;
-        }
-    };
+fn until_told(running: Running, sandbox: Sandbox, mut signals: Signals) -> u8 {
     let workers = running.gateway.snapshot().settings.listen.workers;
     let Sandbox { landlock, seccomp } = sandbox;
     running.gateway.metrics.sandbox("landlock", landlock.is_active());
@@ -84,12 +92,14 @@ fn until_told(running: Running, sandbox: Sandbox) -> u8 {
     std::thread::spawn(move || {
         signals.wait(|| ());
         tracing::warn!("a second signal: the process ends at once");
+        log::flush();
         std::process::exit(i32::from(FAILED));
     });
     match running.stop() {
         Ok(()) => YES,
         Err(error) => {
-            eprintln!("error: {error}");
+            // By now standard error may be read by nobody.
+            tracing::error!(%error, "did not end in order");
             FAILED
         }
     }

@@ -354,7 +354,7 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
         });
         return;
     };
-    let Ok((config, attempt)) = snapshot.trust.attempt() else {
+    let Ok((config, attempt)) = snapshot.trust.attempt(&gateway.clock) else {
         gateway.metrics.handshake(Refusal::Other.code());
         return;
     };

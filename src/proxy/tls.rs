@@ -17,6 +17,7 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_sig
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::SingleCertAndKey;
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
     SupportedProtocolVersion,
@@ -26,7 +27,7 @@ use webpki::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Revocation;
 use crate::policy::identify::Credential;
 
@@ -155,10 +156,10 @@ struct Seen {
 }
 
 impl Trust {
-    /// The configuration of one handshake, and where its outcome can be read afterwards.
-    pub fn attempt(self: &Arc<Trust>) -> Result<(Arc<ServerConfig>, Arc<Attempt>), Error> {
+    /// The configuration of one handshake, which goes by this clock, and where its outcome can be read afterwards.
+    pub fn attempt(self: &Arc<Trust>, clock: &Clock) -> Result<(Arc<ServerConfig>, Arc<Attempt>), Error> {
         let attempt = Arc::new(Attempt { trust: self.clone(), seen: Mutex::default() });
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+        let mut config = ServerConfig::builder_with_details(self.provider.clone(), Arc::new(clock.clone()))
             .with_protocol_versions(&self.versions)?
             .with_client_cert_verifier(attempt.clone())
             .with_cert_resolver(self.key.clone());
@@ -220,6 +221,13 @@ impl Trust {
             }
         }
         vouching.ok_or(refusal)
+    }
+}
+
+/// Certificates are judged by the same clock as everything else, which never goes back.
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.now().unix_seconds())))
     }
 }
 

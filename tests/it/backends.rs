@@ -13,13 +13,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
+use dwarpal::clock::{Clock, Timestamp};
 use dwarpal::proxy::upstream::{Outgoing, Pools, Upload, Upstream};
 use dwarpal::state::State;
 
 use crate::world::backend::{Backend, Exchange, ONE_PERSON, one_person};
 use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RESET, SETTINGS, frame};
 use crate::world::mortal::Mortal;
-use crate::world::pki::{Authority, LONG_AGO, Leaf, NOT_SO_LONG_AGO, Profile, client, pki};
+use crate::world::pki::{Authority, FAR_AWAY, LONG_AGO, Leaf, NOT_SO_LONG_AGO, Profile, client, pki};
 use crate::world::{PATIENCE, Setup, World, dwarpal, eventually};
 
 fn get(target: &str) -> String {
@@ -1014,6 +1015,20 @@ fn a_server_is_believed_only_with_the_right_certificate() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
     assert_eq!(plain.count(), 0);
+}
+
+#[test]
+fn a_servers_certificate_is_judged_by_the_gateways_clock() {
+    let own = backend_pki();
+    let extensions = "extendedKeyUsage = serverAuth\nsubjectAltName = DNS:registry.internal\n";
+    let later = own.authority.issue("later", &Profile { extensions, from: NOT_SO_LONG_AGO, until: FAR_AWAY });
+    let at = Timestamp::parse("2020-06-01T00:00:00Z").expect("a time");
+    for (name, leaf, status) in [("valid then", &own.expired, 200), ("valid later", &later, 502)] {
+        let server = tls_server(server_config(leaf, None, &[b"http/1.1"]));
+        let setup = over_tls(before(&[server.address]), &own.authority, "");
+        let world = setup.start_by(Clock::manual(at), one_person);
+        assert_eq!(world.ask(lookup()).status, status, "{name}: {}", world.metrics());
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! How does the process live? What the service manager hears, what the sandbox forbids, pressure, clock steps, the end.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -22,7 +23,7 @@ use crate::world::frames;
 use crate::world::line;
 use crate::world::pki::pki;
 use crate::world::process::run;
-use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Setup, World, dwarpal, eventually, package, read_to_close};
+use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Process, Setup, World, dwarpal, eventually, package, read_to_close};
 
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const REST: &str = "GET /rest/x HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -502,6 +503,45 @@ fn with_a_request_under_way(world: &World) -> line::Line {
     busy
 }
 
+/// A process whose start waits in the middle of its configuration, for as long as it takes to send it a signal.
+fn signalled_during_the_start(directory: &TempDir, send: impl Fn(&Process)) -> Process {
+    Setup::new().write(directory.path(), None);
+    let (file, whole) = (directory.path().join("gateway.toml"), directory.path().join("whole"));
+    let text = std::fs::read(&file).expect("the configuration");
+    std::fs::rename(&file, &whole).expect("rename");
+    assert_eq!(run(Command::new("mkfifo").arg(&file), b"").code, Some(0));
+    let process = Process::begin(directory.path(), &[], &[]);
+    let mut pipe = None;
+    eventually("it reads its configuration", || {
+        // Without a reader, there is nothing to open.
+        pipe = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&file).ok();
+        pipe.is_some()
+    });
+    send(&process);
+    std::fs::rename(&whole, &file).expect("rename");
+    pipe.expect("open").write_all(&text).expect("written");
+    process
+}
+
+#[test]
+fn a_sighup_during_the_start_is_a_reload_after_it() {
+    let directory = TempDir::new().expect("directory");
+    let mut process = signalled_during_the_start(&directory, Process::hang_up);
+    let reloaded = process.logged(|line| line["message"] == "reloaded");
+    assert_eq!(reloaded["generation"], 2);
+    process.terminate();
+    assert_eq!(process.ended(), Some(0));
+    assert_eq!(process.log().matches("\"reloaded\"").count(), 1, "{}", process.log());
+}
+
+#[test]
+fn a_sigterm_during_the_start_ends_it_in_order() {
+    let directory = TempDir::new().expect("directory");
+    let mut process = signalled_during_the_start(&directory, Process::terminate);
+    process.logged(|line| line["message"] == "draining");
+    assert_eq!(process.ended(), Some(0));
+}
+
 #[test]
 fn draining_has_an_end() {
     let gate = Arc::<RwLock<()>>::default();
@@ -530,6 +570,50 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(world.process().ended(), Some(4));
     busy.assert_closed();
     drop(closed);
+}
+
+/// Standard error is a pipe, and who is at its other end may sleep.
+#[test]
+fn nobody_waits_for_who_reads_the_log() {
+    let mut world = Setup::new().gateway("level = \"info\"", "level = \"debug\"").spawn(one_person);
+    let lines = world.process().lines();
+    let unread = lines.0.lock().expect("lines");
+    let mut partner = world.alpha();
+    let lost = |world: &World| world.metric("dwarpal_log_lines_lost_total");
+    assert_eq!(lost(&world), 0.0);
+    eventually("the pipe and the queue are full", || {
+        for _ in 0..200 {
+            assert_eq!(partner.ask("GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n").status, 403);
+            assert_eq!(partner.ask(REST).status, 200);
+        }
+        lost(&world) > 0.0
+    });
+    assert_eq!(world.ask(WHOAMI).status, 200);
+    let (code, _, stderr) = world.command(&["freeze", "beta", "--reason", "T-1"]);
+    assert_eq!(code, 0, "{stderr}");
+    let begun = Instant::now();
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    drop(unread);
+}
+
+#[test]
+fn who_reads_the_log_late_is_told_how_much_is_missing() {
+    let mut world = Setup::new().gateway("level = \"info\"", "level = \"debug\"").spawn(one_person);
+    let lines = world.process().lines();
+    let unread = lines.0.lock().expect("lines");
+    let mut partner = world.alpha();
+    eventually("lines are lost", || {
+        assert_eq!([0; 400].map(|_| partner.ask(REST).status), [200; 400]);
+        world.metric("dwarpal_log_lines_lost_total") > 0.0
+    });
+    drop(unread);
+    let told = world.process().logged(|line| line["message"].as_str().is_some_and(|text| text.contains("were lost")));
+    assert!(told["lines"].as_u64().is_some_and(|lines| lines > 0), "{told}");
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    world.process().logged(|line| line["message"] == "draining");
 }
 
 // ---- the clock

@@ -184,6 +184,24 @@ fn revocation_is_read_from_every_list() {
     assert_shut_out(&with(&[&expired]), &fine, "revocation-unknown", "unknown");
 }
 
+/// The system's clock may be set back, and a certificate that was let in a minute ago must not be of the future then.
+#[test]
+fn handshakes_go_by_the_gateways_clock() {
+    let own = &authorities().own;
+    let extensions = named(ALPHA_URI);
+    let issue = |name, from, until| own.issue(name, &Profile { extensions: &extensions, from, until });
+    let then = issue("valid-then", LONG_AGO, NOT_SO_LONG_AGO);
+    let later = issue("valid-later", NOT_SO_LONG_AGO, FAR_AWAY);
+    let at = Timestamp::parse("2020-06-01T00:00:00Z").expect("a time");
+    let clock = Clock::manual(at);
+    let world = trusting(&["current.crl"]).start_by(clock.clone(), one_person);
+    assert_let_in(&world, &then);
+    assert_shut_out(&world, &later, "certificate-not-yet-valid", "certificate expired");
+    clock.advance(Clock::system().now().since(at));
+    assert_shut_out(&world, &then, "certificate-expired", "certificate expired");
+    assert_let_in(&world, &later);
+}
+
 #[test]
 fn a_list_counts_through_its_grace_and_no_longer() {
     let own = &authorities().own;

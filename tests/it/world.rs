@@ -240,10 +240,15 @@ impl Setup {
 
     /// The gateway inside this process. `script` answers what reaches the backend.
     pub fn start(self, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> World {
+        self.start_by(Clock::system(), script)
+    }
+
+    /// The same, by another clock.
+    pub fn start_by(self, clock: Clock, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> World {
         let (directory, backend) = self.stage(script);
         let loaded = config::load(directory.path(), &Overrides::default());
         let config = loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
-        let running = Gateway::start(config, Clock::system()).unwrap_or_else(|error| panic!("{error}"));
+        let running = Gateway::start(config, clock).unwrap_or_else(|error| panic!("{error}"));
         let (address, metrics_address) = (running.address, running.metrics_address);
         World { address, metrics_address, backend, host: Host::Here(Some(running)), directory }
     }
@@ -420,6 +425,13 @@ pub struct Process {
 impl Process {
     /// Also returns the log line by which it said that it serves.
     fn serve(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> (Process, serde_json::Value) {
+        let process = Process::begin(config, starter, environment);
+        let serving = process.logged(|line| line["message"] == "serving");
+        (process, serving)
+    }
+
+    /// It may not serve yet.
+    pub fn begin(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> Process {
         // A load may be put on the release build, which cargo does not name to tests.
         let binary = std::env::var("DWARPAL_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_dwarpal").to_owned());
         let words = [starter, &[&binary, "serve", "--config"]].concat();
@@ -436,9 +448,7 @@ impl Process {
                 written.1.notify_all();
             }
         });
-        let process = Process { child, log };
-        let serving = process.logged(|line| line["message"] == "serving");
-        (process, serving)
+        Process { child, log }
     }
 
     /// Waits for a line of the log.
@@ -455,6 +465,11 @@ impl Process {
 
     pub fn log(&self) -> String {
         self.log.0.lock().expect("log").join("\n")
+    }
+
+    /// Its lines so far. While the lock on them is held, nobody reads its standard error.
+    pub fn lines(&self) -> Arc<(Mutex<Vec<String>>, Condvar)> {
+        self.log.clone()
     }
 
     pub fn terminate(&self) {

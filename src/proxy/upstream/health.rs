@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Upstream;
 use super::socket::dial;
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::config::settings::{Health, Protocol};
 use crate::gateway::Gateway;
 use crate::state::backends::Change;
@@ -60,7 +60,7 @@ fn begin_due(gateway: &Arc<Gateway>) -> Timestamp {
 async fn check(gateway: Arc<Gateway>, upstream: Arc<Upstream>, at: usize) {
     let Some(health) = &upstream.settings.health else { return };
     let (name, server) = (&*upstream.settings.name, &upstream.servers[at]);
-    let well = timeout(health.timeout, is_well(&upstream, at, health)).await.unwrap_or(false);
+    let well = timeout(health.timeout, is_well(&upstream, at, health, &gateway.clock)).await.unwrap_or(false);
     gateway.metrics.backend_check(name, &server.label, if well { "ok" } else { "failed" });
     match server.checked(well, health, gateway.clock.now()) {
         Change::None => {}
@@ -69,13 +69,13 @@ async fn check(gateway: Arc<Gateway>, upstream: Arc<Upstream>, at: usize) {
     }
 }
 
-async fn is_well(upstream: &Upstream, at: usize, health: &Health) -> bool {
-    ask(upstream, at, health).await.is_some_and(|answer| answer.status().as_u16() == health.status)
+async fn is_well(upstream: &Upstream, at: usize, health: &Health, clock: &Clock) -> bool {
+    ask(upstream, at, health, clock).await.is_some_and(|answer| answer.status().as_u16() == health.status)
 }
 
 /// One request on a connection of its own, which ends with it.
-async fn ask(upstream: &Upstream, at: usize, health: &Health) -> Option<Response<Incoming>> {
-    let (stream, _) = dial(upstream, at).await.ok()?;
+async fn ask(upstream: &Upstream, at: usize, health: &Health, clock: &Clock) -> Option<Response<Incoming>> {
+    let (stream, _) = dial(upstream, at, clock).await.ok()?;
     let mut request = Request::new(Empty::<Bytes>::new());
     request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("dwarpal-health"));
     match upstream.settings.protocol {

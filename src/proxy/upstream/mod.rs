@@ -206,7 +206,7 @@ impl Group {
         let was_pooled = pooled.is_some();
         let mut link = match pooled {
             Some(link) => link,
-            None => match pool.connect(upstream, at, deadline).await {
+            None => match pool.connect(upstream, at, &self.gateway.clock, deadline).await {
                 Ok(link) => link,
                 Err(reason) => {
                     if is_failure(reason, deadline) {

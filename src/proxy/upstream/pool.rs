@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::body::Progress;
 use super::socket::{Allowed, HeadAllowance, Socket, Tasks, dial};
 use super::{Outgoing, Upload, Upstream};
+use crate::clock::Clock;
 use crate::config::settings::{Backend, Protocol};
 use crate::gateway::Gateway;
 use crate::policy::reason::Reason;
@@ -194,8 +195,14 @@ impl Pool {
         }
     }
 
-    pub async fn connect(&self, upstream: &Upstream, at: usize, deadline: Instant) -> Result<Link, Reason> {
-        let dialled = timeout_at(deadline, dial(upstream, at)).await;
+    pub async fn connect(
+        &self,
+        upstream: &Upstream,
+        at: usize,
+        clock: &Clock,
+        deadline: Instant,
+    ) -> Result<Link, Reason> {
+        let dialled = timeout_at(deadline, dial(upstream, at, clock)).await;
         let (stream, socket) = dialled.unwrap_or(Err(Reason::BackendConnectTimeout))?;
         match upstream.settings.protocol {
             Protocol::Http1 => {

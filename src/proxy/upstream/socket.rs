@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Upstream;
+use crate::clock::Clock;
 use crate::config::settings::Protocol;
 use crate::policy::reason::Reason;
 
@@ -33,7 +33,7 @@ pub enum Stream {
 pub struct Socket(Arc<Mutex<TcpStream>>);
 
 /// Connects to one of a backend's servers: TCP and TLS under one deadline.
-pub async fn dial(upstream: &Upstream, at: usize) -> Result<(Stream, Socket), Reason> {
+pub async fn dial(upstream: &Upstream, at: usize, clock: &Clock) -> Result<(Stream, Socket), Reason> {
     let dialled = timeout(upstream.settings.connect_timeout, async {
         let address = upstream.settings.servers[at];
         let socket = TcpStream::connect(address).await.map_err(|_| Reason::BackendUnreachable)?;
@@ -41,7 +41,7 @@ pub async fn dial(upstream: &Upstream, at: usize) -> Result<(Stream, Socket), Re
         let _ = socket.set_nodelay(true);
         let socket = Socket(Arc::new(Mutex::new(socket)));
         let Some(tls) = &upstream.tls else { return Ok((Stream::Plain(socket.clone()), socket)) };
-        let connector = TlsConnector::from(tls.config.clone());
+        let connector = tls.connector(clock);
         let stream = connector.connect(tls.name.clone(), socket.clone()).await.map_err(|_| Reason::BackendTls)?;
         // A server that did not agree to HTTP/2 would be sent a preface that it cannot read.
         let agreed = stream.get_ref().1.alpn_protocol();

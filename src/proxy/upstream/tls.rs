@@ -7,8 +7,9 @@ use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::TlsConnector;
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::config::problem::Problem;
 use crate::config::settings::{Backend, BackendTls, ClientCertificate, Protocol};
 use crate::snapshot::{at, certificates, may_sign, unreadable, validity_end};
@@ -16,7 +17,7 @@ use crate::snapshot::{at, certificates, may_sign, unreadable, validity_end};
 /// TLS towards one backend. Belongs to one snapshot.
 #[derive(Debug)]
 pub struct Tls {
-    pub config: Arc<ClientConfig>,
+    config: ClientConfig,
     pub name: ServerName<'static>,
     /// When the gateway's own certificate towards the servers expires.
     pub client_not_after: Option<Timestamp>,
@@ -25,6 +26,13 @@ pub struct Tls {
 }
 
 impl Tls {
+    /// For one handshake, which goes by this clock.
+    pub fn connector(&self, clock: &Clock) -> TlsConnector {
+        let mut config = self.config.clone();
+        config.time_provider = Arc::new(clock.clone());
+        TlsConnector::from(Arc::new(config))
+    }
+
     /// Reads the files; every mistake is noted, and what was read goes into the digest.
     pub fn load(
         tls: &BackendTls,
@@ -83,6 +91,6 @@ impl Tls {
         config.resumption = Resumption::disabled();
         let ca_not_after = not_after.into_iter().min().unwrap_or_default();
         (problems.len() == before).then_some(())?;
-        Some(Tls { config: Arc::new(config), name: name.ok()?, client_not_after, ca_not_after })
+        Some(Tls { config, name: name.ok()?, client_not_after, ca_not_after })
     }
 }
