@@ -1,6 +1,6 @@
 //! One partner's connection after its handshake: what all of its requests share, and when it has to end.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
@@ -50,8 +50,8 @@ pub struct Peer {
     wire: Handle,
     worker: Rc<Worker>,
     /// The partner already had as many connections as it may.
-    over_capacity: bool,
-    place: Option<state::Connection>,
+    over_capacity: Cell<bool>,
+    place: OnceCell<state::Connection>,
     requests: Cell<u32>,
     ever: Cell<bool>,
     idle_since: Cell<Instant>,
@@ -60,8 +60,9 @@ pub struct Peer {
     watched: RefCell<Vec<(Instant, Remains)>>,
     /// Told when the connection is to end after the answers that are under way.
     leave: Notify,
-    /// Whose connection it was when it was made, and what that partner has used up.
-    owner: Option<(Arc<str>, Arc<PartnerState>)>,
+    /// Whose connection it is, and what that partner has used up. Nobody's certificate may become a partner's by a
+    /// reload; it stays the same partner's from then on.
+    owner: OnceCell<(Arc<str>, Arc<PartnerState>)>,
     verified: Cell<Verified>,
     /// Generation of the configuration that this connection was last held against.
     held_against: Cell<u64>,
@@ -87,21 +88,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
     let limits = limits(http);
     let (wire, handle) = if http2 { Wire::http2(stream, &limits) } else { Wire::http1(stream, &limits) };
 
-    // A partner's connections are capped by whose they are now; each request is identified anew.
-    let partner = snapshot.policy.identify(&client.credential, gateway.clock.now());
-    // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
-    let admitted = partner.filter(|id| {
-        let networks = &snapshot.policy.partner(*id).networks;
-        networks.find(source, gateway.clock.now()).lets_in()
-    });
-    let place = admitted.and_then(|id| {
-        let partner = snapshot.policy.partner(id);
-        gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
-        snapshot.state(id).connect(partner.limits.connections_max, partner.limits.shadow)
-    });
-    let owner = partner.map(|id| (snapshot.policy.partner(id).name.clone(), snapshot.state(id).clone()));
     let (verified, held_against) = (Cell::new(client.verified()), Cell::new(snapshot.generation));
-    drop(snapshot);
     let caller = Caller {
         source: headers::address(source),
         subject: headers::printable(&client.subject),
@@ -115,18 +102,21 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         server_name,
         wire: handle,
         worker,
-        over_capacity: admitted.is_some() && place.is_none(),
-        place,
+        over_capacity: Cell::default(),
+        place: OnceCell::new(),
         requests: Cell::new(0),
         ever: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
         http2,
         watched: RefCell::default(),
         leave: Notify::new(),
-        owner,
+        owner: OnceCell::new(),
         verified,
         held_against,
     });
+    // A partner's connections are capped by whose they are now; each request is identified anew.
+    peer.identify(&snapshot, gateway.clock.now());
+    drop(snapshot);
     let service = service_fn({
         let peer = peer.clone();
         move |request| {
@@ -301,10 +291,31 @@ impl Peer {
 
     /// Who sends this connection's requests, as of now.
     pub fn sender<'a>(&'a self, snapshot: &Snapshot, now: Timestamp) -> Sender<'a> {
-        let credential = &self.client.credential;
-        let partner = snapshot.policy.identify(credential, now);
+        let partner = self.identify(snapshot, now);
         let standing = partner.map_or(Standing::Open, |id| snapshot.state(id).standing());
-        Sender { now, source: self.source, credential, standing }
+        Sender { now, source: self.source, credential: &self.client.credential, standing }
+    }
+
+    /// Whose the certificate is. Whoever it is found to be the first time owns the connection, and loses it with
+    /// whatever it stood on.
+    fn identify(&self, snapshot: &Snapshot, now: Timestamp) -> Option<PartnerId> {
+        let id = snapshot.policy.identify(&self.client.credential, now)?;
+        let (partner, state) = (snapshot.policy.partner(id), snapshot.state(id));
+        if self.owner.get().is_none() {
+            let _ = self.owner.set((partner.name.clone(), state.clone()));
+            // What was withdrawn before it asked for anything, nothing of it stood on.
+            self.held_against.set(snapshot.generation);
+        }
+        // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
+        let placed = self.place.get().is_some() || self.over_capacity.get();
+        if !placed && partner.networks.find(self.source, now).lets_in() {
+            self.gateway().metrics.partner_certificate(&partner.name, self.client.credential.not_after);
+            match state.connect(partner.limits.connections_max, partner.limits.shadow) {
+                Some(place) => drop(self.place.set(place)),
+                None => self.over_capacity.set(true),
+            }
+        }
+        Some(id)
     }
 
     /// Whether the certificate that was verified in the handshake would pass today's trust as well.
@@ -323,13 +334,14 @@ impl Peer {
     /// What this connection's partner lost since it was looked at last. Its requests are held to that at once; the
     /// connection itself is told at the next tick, which spreads the work of a new generation over a second.
     fn withdrawn(&self) -> Option<Withdrawn> {
-        let (name, state) = self.owner.as_ref()?;
-        if state.standing() == Standing::Frozen {
-            return Some(Withdrawn::Frozen);
-        }
         let (snapshot, now) = (self.gateway().snapshot(), self.gateway().clock.now());
+        // Before all else, and for nobody's connections as well: such a certificate may be a partner's at the next reload.
         if self.still_trusted(&snapshot, now) == Err(Reason::TrustWithdrawn) {
             return Some(Withdrawn::Trust);
+        }
+        let (name, state) = self.owner.get()?;
+        if state.standing() == Standing::Frozen {
+            return Some(Withdrawn::Frozen);
         }
         let before = self.held_against.replace(snapshot.generation);
         if before == snapshot.generation {
@@ -370,12 +382,12 @@ impl Peer {
     }
 
     pub fn over_capacity(&self) -> Option<Reason> {
-        self.over_capacity.then_some(Reason::ConnectionsPartner)
+        self.over_capacity.get().then_some(Reason::ConnectionsPartner)
     }
 
     /// What would have been refused on this connection, were its partner's maximum of them not in shadow.
     pub fn shadow(&self) -> Shadow {
-        self.place.as_ref().map(state::Connection::shadow).unwrap_or_default()
+        self.place.get().map(state::Connection::shadow).unwrap_or_default()
     }
 
     /// What the wire saw, for refusals that it caused.
