@@ -10,7 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -68,6 +71,8 @@ pub struct Peer {
     held_against: Cell<u64>,
 }
 
+/// How long a connection may take to send its first request while the gateway stops.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 /// How often a connection is looked after: timeouts are exact to this.
 const TICK: Duration = Duration::from_secs(1);
 /// How long answers may still run on a connection that lost what it stood on. With the tick before it, the connection is
@@ -121,7 +126,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         let peer = peer.clone();
         move |request| {
             let peer = peer.clone();
-            async move { Ok::<_, Infallible>(super::handle(request, peer).await) }
+            async move { Ok::<_, Infallible>(peer.answer(request).await) }
         }
     });
     let io = TokioIo::new(wire);
@@ -186,16 +191,21 @@ async fn look_after<C: Graceful>(mut connection: Pin<&mut C>, peer: &Peer, http:
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leaving: Option<Instant> = None;
     let mut cut: Option<(Instant, Withdrawn)> = None;
+    // Kept between the rounds: to wait for it anew at each tick would have all workers share one lock.
+    let mut stopping = pin!(peer.gateway().draining());
+    let mut draining: Option<Instant> = None;
     loop {
-        let mut leave = peer.gateway().is_draining();
+        let mut leave = false;
         tokio::select! {
             biased;
             // Errors of a connection are the peer's; what mattered about its requests was recorded with them.
             _ = connection.as_mut() => return,
             () = peer.leave.notified() => leave = true,
+            () = stopping.as_mut(), if draining.is_none() => draining = Some(Instant::now()),
             () = at(cut) => return,
             _ = tick.tick() => {}
         }
+        leave |= draining.is_some_and(|since| !peer.may_still_ask(since, http));
         if cut.is_none()
             && let Some(withdrawn) = peer.withdrawn()
         {
@@ -269,6 +279,24 @@ enum Silence {
 impl Peer {
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.worker.gateway
+    }
+
+    /// Answers one request. While the gateway stops, it says that it is the last one here: a client that knows sends the
+    /// next one elsewhere, and none is lost in a connection that closes.
+    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let mut response = super::handle(request, self.clone()).await;
+        if self.gateway().is_draining() && !self.http2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Whether the first request of a client, which has its handshake behind it and knows nothing, may be on its way here.
+    /// HTTP/2 needs no such time: its clients are told which streams were not looked at (RFC 9113 section 6.8).
+    fn may_still_ask(&self, since: Instant, http: &Http) -> bool {
+        let begun = self.wire.unfinished_since().is_some();
+        let awaited = since.max(self.idle_since.get()).elapsed() < FIRST_REQUEST_WITHIN.min(http.head_timeout);
+        !self.http2 && !self.ever.get() && (begun || awaited)
     }
 
     pub fn pools(&self) -> &Pools {
