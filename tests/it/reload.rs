@@ -278,6 +278,29 @@ fn a_connection_from_before_its_partner_existed_is_cut_like_any_other() {
     }
 }
 
+#[test]
+fn the_slowest_cut_leaves_time_to_spare() {
+    let setup = Setup::new();
+    let world = setup.clone().start(endless);
+    // Connections are looked after at times of their own: one of these has to wait for nearly a whole tick.
+    let mut lines = Vec::new();
+    for _ in 0..40 {
+        lines.push(world.alpha());
+        thread::park_timeout(Duration::from_millis(25));
+    }
+    for line in &mut lines {
+        line.send(REST);
+        assert_eq!(line.head().status, 200);
+    }
+    world.configure(&setup.partner("alpha", "127.0.0.1/32", "127.0.0.5/32"));
+    swapped(world.gateway().reload());
+    let since = Instant::now();
+    for line in &mut lines {
+        line.until_closed();
+    }
+    assert!(since.elapsed() < CUT_WITHIN.mul_f32(0.85), "{:?}", since.elapsed());
+}
+
 /// A gateway that trusts an authority of its own, whose list is a file that the test replaces.
 fn revocable(name: &str) -> (Authority, Leaf, Setup) {
     let authority = Authority::root(&pki().directory, name);
