@@ -247,7 +247,7 @@ impl Running {
         gateway.enter(Phase::Draining);
         let drain_timeout = gateway.snapshot().settings.http.drain_timeout;
         let begun = std::time::Instant::now();
-        while gateway.load.open() > 0 && begun.elapsed() < drain_timeout {
+        while !gateway.load.is_over() && begun.elapsed() < drain_timeout {
             std::thread::sleep(Duration::from_millis(20));
         }
         let left = gateway.load.open();

@@ -1,6 +1,6 @@
 //! One partner's connection after its handshake: what all of its requests share, and when it has to end.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
@@ -10,7 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -50,8 +53,8 @@ pub struct Peer {
     wire: Handle,
     worker: Rc<Worker>,
     /// The partner already had as many connections as it may.
-    over_capacity: bool,
-    place: Option<state::Connection>,
+    over_capacity: Cell<bool>,
+    place: OnceCell<state::Connection>,
     requests: Cell<u32>,
     ever: Cell<bool>,
     idle_since: Cell<Instant>,
@@ -60,18 +63,22 @@ pub struct Peer {
     watched: RefCell<Vec<(Instant, Remains)>>,
     /// Told when the connection is to end after the answers that are under way.
     leave: Notify,
-    /// Whose connection it was when it was made, and what that partner has used up.
-    owner: Option<(Arc<str>, Arc<PartnerState>)>,
+    /// Whose connection it is, and what that partner has used up. Nobody's certificate may become a partner's by a
+    /// reload; it stays the same partner's from then on.
+    owner: OnceCell<(Arc<str>, Arc<PartnerState>)>,
     verified: Cell<Verified>,
     /// Generation of the configuration that this connection was last held against.
     held_against: Cell<u64>,
 }
 
+/// How long a connection may take to send its first request while the gateway stops.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 /// How often a connection is looked after: timeouts are exact to this.
 const TICK: Duration = Duration::from_secs(1);
-/// How long answers may still run on a connection that lost what it stood on. With the tick before it, the connection is
-/// gone within two seconds.
-const CUT_AFTER: Duration = Duration::from_millis(800);
+/// How long answers may still run on a connection that lost what it stood on. With the tick before it, that is a second
+/// and a half of the two that are promised: the rest is for a busy machine. Looking more often would buy the same, but
+/// every idle connection would pay for it.
+const CUT_AFTER: Duration = Duration::from_millis(500);
 /// Finished answers are forgotten each tick, and when there are this many.
 const WATCHED_MAX: usize = 256;
 
@@ -87,21 +94,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
     let limits = limits(http);
     let (wire, handle) = if http2 { Wire::http2(stream, &limits) } else { Wire::http1(stream, &limits) };
 
-    // A partner's connections are capped by whose they are now; each request is identified anew.
-    let partner = snapshot.policy.identify(&client.credential, gateway.clock.now());
-    // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
-    let admitted = partner.filter(|id| {
-        let networks = &snapshot.policy.partner(*id).networks;
-        networks.find(source, gateway.clock.now()).lets_in()
-    });
-    let place = admitted.and_then(|id| {
-        let partner = snapshot.policy.partner(id);
-        gateway.metrics.partner_certificate(&partner.name, client.credential.not_after);
-        snapshot.state(id).connect(partner.limits.connections_max, partner.limits.shadow)
-    });
-    let owner = partner.map(|id| (snapshot.policy.partner(id).name.clone(), snapshot.state(id).clone()));
     let (verified, held_against) = (Cell::new(client.verified()), Cell::new(snapshot.generation));
-    drop(snapshot);
     let caller = Caller {
         source: headers::address(source),
         subject: headers::printable(&client.subject),
@@ -115,23 +108,26 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         server_name,
         wire: handle,
         worker,
-        over_capacity: admitted.is_some() && place.is_none(),
-        place,
+        over_capacity: Cell::default(),
+        place: OnceCell::new(),
         requests: Cell::new(0),
         ever: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
         http2,
         watched: RefCell::default(),
         leave: Notify::new(),
-        owner,
+        owner: OnceCell::new(),
         verified,
         held_against,
     });
+    // A partner's connections are capped by whose they are now; each request is identified anew.
+    peer.identify(&snapshot, gateway.clock.now());
+    drop(snapshot);
     let service = service_fn({
         let peer = peer.clone();
         move |request| {
             let peer = peer.clone();
-            async move { Ok::<_, Infallible>(super::handle(request, peer).await) }
+            async move { Ok::<_, Infallible>(peer.answer(request).await) }
         }
     });
     let io = TokioIo::new(wire);
@@ -196,16 +192,21 @@ async fn look_after<C: Graceful>(mut connection: Pin<&mut C>, peer: &Peer, http:
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leaving: Option<Instant> = None;
     let mut cut: Option<(Instant, Withdrawn)> = None;
+    // Kept between the rounds: to wait for it anew at each tick would have all workers share one lock.
+    let mut stopping = pin!(peer.gateway().draining());
+    let mut draining: Option<Instant> = None;
     loop {
-        let mut leave = peer.gateway().is_draining();
+        let mut leave = false;
         tokio::select! {
             biased;
             // Errors of a connection are the peer's; what mattered about its requests was recorded with them.
             _ = connection.as_mut() => return,
             () = peer.leave.notified() => leave = true,
+            () = stopping.as_mut(), if draining.is_none() => draining = Some(Instant::now()),
             () = at(cut) => return,
             _ = tick.tick() => {}
         }
+        leave |= draining.is_some_and(|since| !peer.may_still_ask(since, http));
         if cut.is_none()
             && let Some(withdrawn) = peer.withdrawn()
         {
@@ -281,6 +282,24 @@ impl Peer {
         &self.worker.gateway
     }
 
+    /// Answers one request. While the gateway stops, it says that it is the last one here: a client that knows sends the
+    /// next one elsewhere, and none is lost in a connection that closes.
+    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let mut response = super::handle(request, self.clone()).await;
+        if self.gateway().is_draining() && !self.http2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Whether the first request of a client, which has its handshake behind it and knows nothing, may be on its way here.
+    /// HTTP/2 needs no such time: its clients are told which streams were not looked at (RFC 9113 section 6.8).
+    fn may_still_ask(&self, since: Instant, http: &Http) -> bool {
+        let begun = self.wire.unfinished_since().is_some();
+        let awaited = since.max(self.idle_since.get()).elapsed() < FIRST_REQUEST_WITHIN.min(http.head_timeout);
+        !self.http2 && !self.ever.get() && (begun || awaited)
+    }
+
     pub fn pools(&self) -> &Pools {
         &self.worker.pools
     }
@@ -301,10 +320,31 @@ impl Peer {
 
     /// Who sends this connection's requests, as of now.
     pub fn sender<'a>(&'a self, snapshot: &Snapshot, now: Timestamp) -> Sender<'a> {
-        let credential = &self.client.credential;
-        let partner = snapshot.policy.identify(credential, now);
+        let partner = self.identify(snapshot, now);
         let standing = partner.map_or(Standing::Open, |id| snapshot.state(id).standing());
-        Sender { now, source: self.source, credential, standing }
+        Sender { now, source: self.source, credential: &self.client.credential, standing }
+    }
+
+    /// Whose the certificate is. Whoever it is found to be the first time owns the connection, and loses it with
+    /// whatever it stood on.
+    fn identify(&self, snapshot: &Snapshot, now: Timestamp) -> Option<PartnerId> {
+        let id = snapshot.policy.identify(&self.client.credential, now)?;
+        let (partner, state) = (snapshot.policy.partner(id), snapshot.state(id));
+        if self.owner.get().is_none() {
+            let _ = self.owner.set((partner.name.clone(), state.clone()));
+            // What was withdrawn before it asked for anything, nothing of it stood on.
+            self.held_against.set(snapshot.generation);
+        }
+        // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
+        let placed = self.place.get().is_some() || self.over_capacity.get();
+        if !placed && partner.networks.find(self.source, now).lets_in() {
+            self.gateway().metrics.partner_certificate(&partner.name, self.client.credential.not_after);
+            match state.connect(partner.limits.connections_max, partner.limits.shadow) {
+                Some(place) => drop(self.place.set(place)),
+                None => self.over_capacity.set(true),
+            }
+        }
+        Some(id)
     }
 
     /// Whether the certificate that was verified in the handshake would pass today's trust as well.
@@ -323,13 +363,14 @@ impl Peer {
     /// What this connection's partner lost since it was looked at last. Its requests are held to that at once; the
     /// connection itself is told at the next tick, which spreads the work of a new generation over a second.
     fn withdrawn(&self) -> Option<Withdrawn> {
-        let (name, state) = self.owner.as_ref()?;
-        if state.standing() == Standing::Frozen {
-            return Some(Withdrawn::Frozen);
-        }
         let (snapshot, now) = (self.gateway().snapshot(), self.gateway().clock.now());
+        // Before all else, and for nobody's connections as well: such a certificate may be a partner's at the next reload.
         if self.still_trusted(&snapshot, now) == Err(Reason::TrustWithdrawn) {
             return Some(Withdrawn::Trust);
+        }
+        let (name, state) = self.owner.get()?;
+        if state.standing() == Standing::Frozen {
+            return Some(Withdrawn::Frozen);
         }
         let before = self.held_against.replace(snapshot.generation);
         if before == snapshot.generation {
@@ -370,12 +411,12 @@ impl Peer {
     }
 
     pub fn over_capacity(&self) -> Option<Reason> {
-        self.over_capacity.then_some(Reason::ConnectionsPartner)
+        self.over_capacity.get().then_some(Reason::ConnectionsPartner)
     }
 
     /// What would have been refused on this connection, were its partner's maximum of them not in shadow.
     pub fn shadow(&self) -> Shadow {
-        self.place.as_ref().map(state::Connection::shadow).unwrap_or_default()
+        self.place.get().map(state::Connection::shadow).unwrap_or_default()
     }
 
     /// What the wire saw, for refusals that it caused.

@@ -47,6 +47,8 @@ pub struct Load {
     handshakes: AtomicUsize,
     /// Accepted from a balancer, whose header has not come yet.
     waiting: AtomicUsize,
+    /// Workers that accept, or have yet to take what waits to be accepted.
+    accepting: AtomicUsize,
     open_by_source: BySource,
     handshakes_by_source: BySource,
     workers: Vec<Share>,
@@ -113,11 +115,18 @@ impl Load {
             load.workers.push(Share { open: AtomicUsize::new(0), beats: AtomicU64::new(0), hand_over });
             inboxes.push(inbox);
         }
+        load.accepting = AtomicUsize::new(workers);
         (load, inboxes)
     }
 
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether no connection is here, nor on its way in. Each step in counts a connection before the step before it
+    /// forgets it, so they are asked in this order.
+    pub fn is_over(&self) -> bool {
+        [&self.accepting, &self.waiting, &self.open].iter().all(|count| count.load(Ordering::SeqCst) == 0)
     }
 
     /// How often the heart of each worker has beaten.
@@ -150,13 +159,16 @@ impl Drop for Place {
     }
 }
 
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 4_096;
+
 /// Binds the address once and hands each worker a listener of its own on that socket. Not `SO_REUSEPORT`: it would let
 /// a second gateway take half of the connections by mistake, and lose what waits in a queue whose worker is busy.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    let first = socket.listen(4_096)?.into_std()?;
+    let first = socket.listen(BACKLOG)?.into_std()?;
     let mut listeners = Vec::new();
     for _ in 1..workers {
         listeners.push(first.try_clone()?);
@@ -202,18 +214,18 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
             accepted = open.accept() => accepted,
             () = worker.gateway.draining() => {
                 // Closed at once, so that a balancer or a successor gets the next connection.
-                (listener, spare) = (None, None);
+                spare = None;
+                if let Some(Ok(listener)) = listener.take().map(TcpListener::into_std) {
+                    accept_rest(&listener, worker);
+                }
+                // Tasks run in the order in which they were begun: by then each of these connections is counted.
+                let last = worker.gateway.clone();
+                tokio::task::spawn_local(async move { last.load.accepting.fetch_sub(1, Ordering::SeqCst) });
                 continue;
             }
         };
         match accepted {
-            Ok((stream, address)) => {
-                let (gateway, peer) = (&worker.gateway, canonical(address.ip()));
-                match gateway.pressure.refuses(stream.as_raw_fd(), gateway.load.open()) {
-                    None => meet(stream, peer, worker),
-                    Some(reason) => turned_away(worker, peer, None, reason),
-                }
-            }
+            Ok((stream, address)) => welcome(stream, address, worker),
             Err(error) => {
                 worker.gateway.metrics.connection_refused("accept-failed");
                 worker.gateway.connection_lines.note(worker.gateway.clock.now(), |unlogged| {
@@ -231,6 +243,26 @@ async fn accept(listener: TcpListener, worker: &Rc<Worker>) -> std::convert::Inf
                 spare = spare.or_else(|| spare_of(open));
             }
         }
+    }
+}
+
+/// Takes what the kernel accepted before the listener is closed: these clients are connected, and would be reset. Who
+/// connects without end is no reason to stay open.
+fn accept_rest(listener: &std::net::TcpListener, worker: &Rc<Worker>) {
+    for _ in 0..BACKLOG {
+        let Ok((stream, address)) = listener.accept() else { return };
+        match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            Ok(stream) => welcome(stream, address, worker),
+            Err(_) => worker.gateway.metrics.connection_refused("accept-failed"),
+        }
+    }
+}
+
+fn welcome(stream: TcpStream, address: SocketAddr, worker: &Rc<Worker>) {
+    let (gateway, peer) = (&worker.gateway, canonical(address.ip()));
+    match gateway.pressure.refuses(stream.as_raw_fd(), gateway.load.open()) {
+        None => meet(stream, peer, worker),
+        Some(reason) => turned_away(worker, peer, None, reason),
     }
 }
 
@@ -262,7 +294,6 @@ async fn introduce(mut stream: TcpStream, balancer: IpAddr, worker: Rc<Worker>) 
         let header = read_header(&mut stream, rules.header_bytes_max);
         timeout(rules.header_timeout, header).await.unwrap_or(Err("proxy-timeout"))
     };
-    drop(waiting);
     match introduced {
         Ok(source) => {
             if let Err(reason) = admit(stream, source, &worker) {
@@ -271,6 +302,7 @@ async fn introduce(mut stream: TcpStream, balancer: IpAddr, worker: Rc<Worker>) 
         }
         Err(reason) => turned_away(&worker, balancer, Some(balancer), reason),
     }
+    drop(waiting);
 }
 
 /// Reads a header and not a byte more: what follows is TLS.
@@ -473,6 +505,6 @@ impl<'a> Counted<'a> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.counter.fetch_sub(1, Ordering::Relaxed);
+        self.counter.fetch_sub(1, Ordering::Release);
     }
 }

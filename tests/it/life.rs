@@ -559,6 +559,70 @@ fn draining_has_an_end() {
 }
 
 #[test]
+fn a_stop_loses_no_request_of_a_client_that_connected_before_it() {
+    let drain = |setup: Setup| setup.gateway("drain_timeout = \"0s\"", "drain_timeout = \"15s\"");
+    for _ in 0..4 {
+        let setup = drain(Setup::new()).gateway("workers = 1", "workers = 2");
+        let mut world = setup.spawn(one_person);
+        let address = world.address;
+        let answered = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..6)
+                .map(|pause_ms| {
+                    scope.spawn(move || {
+                        // Each request on a connection of its own, until there is nobody to connect to.
+                        for count in 0.. {
+                            let attempt =
+                                line::attempt(address, Some(&pki().alpha), ALPHA, b"http/1.1", default_provider());
+                            let Ok(mut line) = attempt else { return count };
+                            // Some are farther away.
+                            std::thread::park_timeout(Duration::from_millis(10 * pause_ms));
+                            assert!(line.try_send(REST).is_ok() && line.arrives(), "a request is lost");
+                            let answer = line.answer(false);
+                            assert_eq!(answer.status, 200);
+                        }
+                        0
+                    })
+                })
+                .collect();
+            eventually("requests are answered", || world.backend.count() > 60);
+            world.process().terminate();
+            clients.into_iter().map(|client| client.join().expect("a client")).sum::<usize>()
+        });
+        assert_eq!(world.process().ended(), Some(0));
+        assert!(answered > 60, "{answered}");
+    }
+}
+
+#[test]
+fn a_stop_serves_who_waits_to_be_accepted_or_has_yet_to_ask() {
+    let setup = Setup::new().gateway("drain_timeout = \"0s\"", "drain_timeout = \"15s\"");
+    let mut world = setup.spawn(one_person);
+    let pid = world.process().child.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().expect("kill").success());
+    let mut idle = world.alpha();
+    assert_eq!(idle.ask(REST).status, 200);
+    let mut silent = world.alpha();
+    signal("-STOP");
+    let queue: Vec<_> = (0..64).map(|_| line::tcp(ALPHA, world.address).expect("the kernel connects")).collect();
+    signal("-TERM");
+    signal("-CONT");
+    world.process().logged(|line| line["message"] == "draining");
+    let begun = Instant::now();
+    idle.assert_closed();
+    assert!(begun.elapsed() < Duration::from_millis(700), "not at a tick, but at once: {:?}", begun.elapsed());
+    for stream in queue {
+        let mut line = line::over(stream, Some(&pki().alpha), b"http/1.1", default_provider()).expect("a handshake");
+        let answer = line.ask(REST);
+        assert_eq!((answer.status, answer.header("connection")), (200, "close"));
+        line.assert_closed();
+    }
+    // Who never asks does not hold the end up.
+    silent.assert_closed();
+    assert_eq!(world.process().ended(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let gate = Arc::<RwLock<()>>::default();
     let mut world = with_a_slow_backend(&gate, "60s");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dwarpal::reload::Reload;
 
-use crate::world::backend::one_person;
+use crate::world::backend::{Exchange, one_person};
 use crate::world::frames;
 use crate::world::line::Line;
 use crate::world::pki::{Authority, FARTHER_AWAY, LONG_AGO, Leaf, pki};
@@ -231,6 +231,76 @@ fn an_answer_under_way_does_not_outlive_the_right_to_it() {
     assert_eq!(world_address, world.address);
 }
 
+/// Says a little of a long answer, and no more.
+fn endless(exchange: &mut Exchange) {
+    exchange.write("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n");
+    exchange.write([b'x'; 1000]);
+    exchange.hold();
+}
+
+#[test]
+fn a_connection_from_before_its_partner_existed_is_cut_like_any_other() {
+    let setup = Setup::new().partner("alpha", "\nconnections_max = 1000", "\nconnections_max = 1");
+    let uri = "spiffe://partners.test/alpha";
+    let nobody = setup.clone().partner("alpha", uri, "spiffe://partners.test/nobody-yet");
+    type Change<'a> = &'a dyn Fn(&World);
+    let reload = |setup: Setup| {
+        move |world: &World| {
+            world.configure(&setup);
+            swapped(world.gateway().reload());
+        }
+    };
+    let freeze = |world: &World| {
+        assert_eq!(world.command(&["freeze", "alpha", "--reason", "a test"]).0, 0);
+    };
+    let network = reload(setup.clone().partner("alpha", "127.0.0.1/32", "127.0.0.5/32"));
+    let grant = reload(setup.clone().partner("alpha", "[[grant]]\nroute = \"rest\"\n", ""));
+    let identity = reload(nobody.clone());
+    let changes: [(Change, &str); 4] = [
+        (&freeze, "partner-frozen"),
+        (&network, "network-withdrawn"),
+        (&grant, "grant-withdrawn"),
+        (&identity, "identity-withdrawn"),
+    ];
+    for (change, reason) in changes {
+        let world = nobody.clone().start(endless);
+        let (mut line, mut second) = (world.alpha(), world.alpha());
+        eventually("both are nobody's", || world.metric("dwarpal_handshakes_total{result=\"ok\"}") == 2.0);
+        reload(setup.clone())(&world);
+        line.send(REST);
+        assert_eq!(line.head().status, 200);
+        // It takes one of its partner's places since that is known.
+        second.ask(REST).assert_refused(429, "too-many-connections");
+        change(&world);
+        assert_cut(&mut line, Instant::now());
+        let cut = format!("dwarpal_connections_cut_total{{reason=\"{reason}\"}}");
+        eventually(reason, || world.metric(&cut) >= 1.0);
+    }
+}
+
+#[test]
+fn the_slowest_cut_leaves_time_to_spare() {
+    let setup = Setup::new();
+    let world = setup.clone().start(endless);
+    // Connections are looked after at times of their own: one of these has to wait for nearly a whole tick.
+    let mut lines = Vec::new();
+    for _ in 0..40 {
+        lines.push(world.alpha());
+        thread::park_timeout(Duration::from_millis(25));
+    }
+    for line in &mut lines {
+        line.send(REST);
+        assert_eq!(line.head().status, 200);
+    }
+    world.configure(&setup.partner("alpha", "127.0.0.1/32", "127.0.0.5/32"));
+    swapped(world.gateway().reload());
+    let since = Instant::now();
+    for line in &mut lines {
+        line.until_closed();
+    }
+    assert!(since.elapsed() < CUT_WITHIN.mul_f32(0.85), "{:?}", since.elapsed());
+}
+
 /// A gateway that trusts an authority of its own, whose list is a file that the test replaces.
 fn revocable(name: &str) -> (Authority, Leaf, Setup) {
     let authority = Authority::root(&pki().directory, name);
@@ -299,6 +369,18 @@ fn a_bad_file_holds_up_no_revocation_in_another() {
     assert!(problems.contains("issuer.crls") && problems.contains("tls.certificate"), "{problems}");
     assert_eq!(renewed, Some(2));
     line.ask(REST).assert_refused(403, "certificate-refused");
+}
+
+#[test]
+fn a_revocation_cuts_nobodys_connections_as_well() {
+    let (authority, _, setup) = revocable("revoked-stranger");
+    let leaf = authority.client("nobody", "URI:spiffe://partners.test/nobody");
+    let world = setup.start(one_person);
+    let mut line = world.line(&leaf, ALPHA);
+    authority.revoke(&leaf);
+    authority.list("current", LONG_AGO, FARTHER_AWAY);
+    swapped(world.gateway().reload());
+    assert_cut(&mut line, Instant::now());
 }
 
 #[test]
