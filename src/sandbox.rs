@@ -71,15 +71,16 @@ pub fn enter(config: &Config, directory: &Path) -> Result<Sandbox, String> {
 }
 
 /// Adds to problems that the sandbox made what is to be done about them. A file that a later configuration names may lie
-/// where this process could read only before it was confined.
+/// where this process could read only before it was confined; so does one whose directory was replaced by another.
+/// Parents are not granted for that: the parent of `/etc/dwarpal` is `/etc`.
 pub fn explain(problems: &mut [Problem]) {
     // Everybody may open the root directory who is not confined.
     if File::open("/").is_ok() {
         return;
     }
     for problem in problems.iter_mut().filter(|problem| problem.message.contains("Permission denied")) {
-        "the sandbox keeps to the directories of the files that were named at the start: restart, or add the directory to \
-         sandbox.read"
+        "the sandbox keeps to the directories that were named at the start, and another in the place of one is not that \
+         one: restart; if it is to be replaced again, add its parent to sandbox.read before"
             .clone_into(&mut problem.hint);
     }
 }

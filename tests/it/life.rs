@@ -375,6 +375,47 @@ fn a_reload_reads_only_where_the_sandbox_lets_it() {
     assert_eq!(world.ask(WHOAMI).status, 200);
 }
 
+/// Landlock's rules hold for the directories themselves, not for their names.
+#[test]
+fn what_is_replaced_within_a_granted_directory_is_read_and_the_directory_itself_is_not() {
+    if !landlock_here().is_active() {
+        return;
+    }
+    let current = pki().partners.directory.join("current.crl");
+    for parent_granted in [false, true] {
+        let parent = TempDir::new().expect("directory");
+        let lists = parent.path().join("lists");
+        let make = |version: &str| {
+            std::fs::create_dir_all(lists.join(version)).expect("directory");
+            std::fs::copy(&current, lists.join(version).join("list.crl")).expect("copy");
+            std::os::unix::fs::symlink(version, lists.join("..next")).expect("link");
+            std::fs::rename(lists.join("..next"), lists.join("..data")).expect("rename");
+        };
+        // As in a volume of Kubernetes: names are links into what another link leads to.
+        make("..first");
+        let named = lists.join("list.crl");
+        std::os::unix::fs::symlink("..data/list.crl", &named).expect("link");
+        let mut setup = Setup::new().gateway(&current.display().to_string(), &named.display().to_string());
+        if parent_granted {
+            setup = setup.section(&format!("\n[sandbox]\nread = [\"{}\"]\n", parent.path().display()));
+        }
+        let world = setup.spawn(one_person);
+        make("..second");
+        let (code, _, stderr) = world.command(&["reload"]);
+        assert_eq!(code, 0, "{stderr}");
+        // Another directory of the same name.
+        std::fs::rename(&lists, parent.path().join("before")).expect("rename");
+        std::fs::create_dir(&lists).expect("directory");
+        std::fs::copy(&current, &named).expect("copy");
+        let (code, _, stderr) = world.command(&["reload"]);
+        assert_eq!(code, if parent_granted { 0 } else { 3 }, "{stderr}");
+        if !parent_granted {
+            assert!(stderr.contains("Permission denied") && stderr.contains("its parent to sandbox.read"), "{stderr}");
+        }
+        assert_eq!(world.ask(WHOAMI).status, 200);
+    }
+}
+
 /// Sent to whoever makes a system call that ends it; of this number on every architecture but MIPS.
 const SIGSYS: i32 = 31;
 
