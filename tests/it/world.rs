@@ -240,10 +240,15 @@ impl Setup {
 
     /// The gateway inside this process. `script` answers what reaches the backend.
     pub fn start(self, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> World {
+        self.start_at(Clock::system(), script)
+    }
+
+    /// The same by another clock.
+    pub fn start_at(self, clock: Clock, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> World {
         let (directory, backend) = self.stage(script);
         let loaded = config::load(directory.path(), &Overrides::default());
         let config = loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
-        let running = Gateway::start(config, Clock::system()).unwrap_or_else(|error| panic!("{error}"));
+        let running = Gateway::start(config, clock).unwrap_or_else(|error| panic!("{error}"));
         let (address, metrics_address) = (running.address, running.metrics_address);
         World { address, metrics_address, backend, host: Host::Here(Some(running)), directory }
     }
