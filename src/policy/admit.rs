@@ -63,9 +63,7 @@ pub fn admit(
         Standing::Open => {}
         Standing::Frozen => return Err(Reason::PartnerFrozen),
     }
-    let begun = partner.valid_from.is_none_or(|from| from <= now);
-    let ended = partner.valid_until.is_some_and(|until| until <= now);
-    if !begun || ended {
+    if !partner.is_valid(now) {
         return Err(Reason::PartnerNotValid);
     }
     let (network, shadow) = match partner.networks.find(source, now) {

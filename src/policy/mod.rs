@@ -59,6 +59,15 @@ pub struct Partner {
     pub place: Place,
 }
 
+impl Partner {
+    /// Whether this is within the agreed period.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        let begun = self.valid_from.is_none_or(|from| from <= now);
+        let ended = self.valid_until.is_some_and(|until| until <= now);
+        begun && !ended
+    }
+}
+
 /// What a partner may use up. Everything is stated: there is no default that lets anything through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

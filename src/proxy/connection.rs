@@ -38,7 +38,7 @@ use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt};
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
-use crate::policy::{PartnerId, Sender};
+use crate::policy::{Partner, PartnerId, Sender};
 use crate::snapshot::Snapshot;
 use crate::state::store::Ledger;
 use crate::state::{self, Hold, PartnerState};
@@ -67,8 +67,9 @@ pub struct Peer {
     /// reload; it stays the same partner's from then on.
     owner: OnceCell<(Arc<str>, Arc<PartnerState>)>,
     verified: Cell<Verified>,
-    /// Generation of the configuration that this connection was last held against.
+    /// Generation of the configuration that this connection was last held against, and its owner's place in that.
     held_against: Cell<u64>,
+    place_in_policy: Cell<PartnerId>,
 }
 
 /// How long a connection may take to send its first request while the gateway stops.
@@ -119,6 +120,7 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         owner: OnceCell::new(),
         verified,
         held_against,
+        place_in_policy: Cell::new(PartnerId(0)),
     });
     // A partner's connections are capped by whose they are now; each request is identified anew.
     peer.identify(&snapshot, gateway.clock.now());
@@ -250,6 +252,10 @@ async fn at(cut: Option<(Instant, Withdrawn)>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Withdrawn {
     Trust,
+    /// The certificate's time is over.
+    Certificate,
+    /// The agreed period is over.
+    Period,
     Identity,
     Network,
     Grant,
@@ -261,6 +267,8 @@ impl Withdrawn {
     const fn code(self) -> &'static str {
         match self {
             Withdrawn::Trust => "trust-withdrawn",
+            Withdrawn::Certificate => "certificate-expired",
+            Withdrawn::Period => "partner-not-valid",
             Withdrawn::Identity => "identity-withdrawn",
             Withdrawn::Network => "network-withdrawn",
             Withdrawn::Grant => "grant-withdrawn",
@@ -334,10 +342,10 @@ impl Peer {
             let _ = self.owner.set((partner.name.clone(), state.clone()));
             // What was withdrawn before it asked for anything, nothing of it stood on.
             self.held_against.set(snapshot.generation);
+            self.place_in_policy.set(id);
         }
         // From somewhere else a stolen certificate takes none of its places: there it gets refusals and nothing else.
-        let placed = self.place.get().is_some() || self.over_capacity.get();
-        if !placed && partner.networks.find(self.source, now).lets_in() {
+        if !self.was_admitted() && is_admitted(partner, self.source, now) {
             self.gateway().metrics.partner_certificate(&partner.name, self.client.credential.not_after);
             match state.connect(partner.limits.connections_max, partner.limits.shadow) {
                 Some(place) => drop(self.place.set(place)),
@@ -345,6 +353,11 @@ impl Peer {
             }
         }
         Some(id)
+    }
+
+    /// Whether it was ever somebody's who might come in: what never had a place lost none, and is to hear its refusal.
+    fn was_admitted(&self) -> bool {
+        self.place.get().is_some() || self.over_capacity.get()
     }
 
     /// Whether the certificate that was verified in the handshake would pass today's trust as well.
@@ -360,12 +373,16 @@ impl Peer {
         }
     }
 
-    /// What this connection's partner lost since it was looked at last. Its requests are held to that at once; the
-    /// connection itself is told at the next tick, which spreads the work of a new generation over a second.
+    /// What this connection lost since it was looked at last, by a change or by a date. Its requests are held to that at
+    /// once; the connection itself is told at the next tick, which spreads the work of a new generation over a second.
+    /// Without one this compares dates and finds an address, no more: ten thousand idle connections do it each second.
     fn withdrawn(&self) -> Option<Withdrawn> {
         let (snapshot, now) = (self.gateway().snapshot(), self.gateway().clock.now());
+        if self.client.credential.not_after < now {
+            return Some(Withdrawn::Certificate);
+        }
         // Before all else, and for nobody's connections as well: such a certificate may be a partner's at the next reload.
-        if self.still_trusted(&snapshot, now) == Err(Reason::TrustWithdrawn) {
+        if self.still_trusted(&snapshot, now).is_err() {
             return Some(Withdrawn::Trust);
         }
         let (name, state) = self.owner.get()?;
@@ -373,17 +390,21 @@ impl Peer {
             return Some(Withdrawn::Frozen);
         }
         let before = self.held_against.replace(snapshot.generation);
-        if before == snapshot.generation {
+        if before != snapshot.generation {
+            let id = snapshot.policy.identify(&self.client.credential, now);
+            let Some(id) = id.filter(|id| snapshot.policy.partner(*id).name == *name) else {
+                return Some(Withdrawn::Identity);
+            };
+            self.place_in_policy.set(id);
+            if state.narrowed() > before {
+                return Some(Withdrawn::Grant);
+            }
+        }
+        let partner = snapshot.policy.partner(self.place_in_policy.get());
+        if !self.was_admitted() || is_admitted(partner, self.source, now) {
             return None;
         }
-        let id = snapshot.policy.identify(&self.client.credential, now);
-        let Some(partner) = id.map(|id| snapshot.policy.partner(id)).filter(|partner| partner.name == *name) else {
-            return Some(Withdrawn::Identity);
-        };
-        if !partner.networks.find(self.source, now).lets_in() {
-            return Some(Withdrawn::Network);
-        }
-        (state.narrowed() > before).then_some(Withdrawn::Grant)
+        Some(if partner.is_valid(now) { Withdrawn::Network } else { Withdrawn::Period })
     }
 
     /// Takes a group of charges from a partner's state, all or none but for those in shadow. Nobody pays nothing.
@@ -500,6 +521,12 @@ impl Peer {
         let idle = self.requests.get() == 0 && now - self.idle_since.get() > http.idle_timeout;
         if idle { Silence::Idle } else { Silence::No }
     }
+}
+
+/// Whether the partner may come in from there at all; the agreed hours aside, whose end takes no trust away: what was
+/// begun in time may end.
+fn is_admitted(partner: &Partner, source: IpAddr, now: Timestamp) -> bool {
+    partner.is_valid(now) && partner.networks.find(source, now).lets_in()
 }
 
 fn limits(http: &Http) -> Limits {

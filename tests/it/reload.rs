@@ -4,12 +4,13 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dwarpal::clock::Clock;
 use dwarpal::reload::Reload;
 
 use crate::world::backend::{Exchange, one_person};
 use crate::world::frames;
 use crate::world::line::Line;
-use crate::world::pki::{Authority, FARTHER_AWAY, LONG_AGO, Leaf, pki};
+use crate::world::pki::{Authority, FARTHER_AWAY, LONG_AGO, Leaf, Profile, named, pki};
 use crate::world::{ALPHA, BETA, GAMMA, NOWHERE, Setup, World, eventually, line};
 
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -299,6 +300,40 @@ fn the_slowest_cut_leaves_time_to_spare() {
         line.until_closed();
     }
     assert!(since.elapsed() < CUT_WITHIN.mul_f32(0.85), "{:?}", since.elapsed());
+}
+
+#[test]
+fn what_ends_by_a_date_is_cut_as_well() {
+    let day = Duration::from_secs(24 * 3_600);
+    let now = Clock::system().now();
+    let tomorrow = now.plus(day).to_string();
+    let date = &tomorrow[..10];
+    let digits: String = tomorrow.chars().filter(char::is_ascii_digit).take(14).collect();
+    let (names, until) = (named("URI:spiffe://partners.test/alpha"), format!("{digits}Z"));
+    let short = Profile { extensions: &names, from: LONG_AGO, until: &until };
+    let short = pki().partners.issue("alpha-until-tomorrow", &short);
+    let cidr = "cidr = \"127.0.0.1/32\"";
+    let setup = Setup::new();
+    for (setup, leaf, reason) in [
+        (setup.clone().partner("alpha", cidr, &format!("{cidr}\nexpires = {date}")), &pki().alpha, "network-withdrawn"),
+        (
+            setup.clone().partner("alpha", "name = \"alpha\"", &format!("name = \"alpha\"\nvalid_until = {date}")),
+            &pki().alpha,
+            "partner-not-valid",
+        ),
+        (setup.clone(), &short, "certificate-expired"),
+    ] {
+        let clock = Clock::manual(now);
+        let world = setup.start_by(clock.clone(), endless);
+        let (mut line, mut other) = (world.line(leaf, ALPHA), world.line(&pki().beta, BETA));
+        line.send(REST);
+        assert_eq!((line.head().status, other.ask(WHOAMI).status), (200, 200));
+        clock.advance(3 * day);
+        assert_cut(&mut line, Instant::now());
+        let cut = format!("dwarpal_connections_cut_total{{reason=\"{reason}\"}}");
+        eventually(reason, || world.metric(&cut) == 1.0);
+        assert_eq!(other.ask(WHOAMI).status, 200, "another partner notices nothing");
+    }
 }
 
 /// A gateway that trusts an authority of its own, whose list is a file that the test replaces.
