@@ -311,15 +311,15 @@ fn digest(issuers: &[Arc<TrustedIssuer>]) -> [u8; 32] {
 }
 
 fn certified_key(tls: &Tls, problems: &mut Vec<Problem>) -> Option<Own> {
-    let chain = certificates(&tls.certificate, Some(&tls.place), "tls.certificate", problems);
+    let chain = certificates(&tls.certificate, &tls.place, "tls.certificate", problems);
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
         let hint = "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)";
-        problems.push(unreadable(&tls.key, Some(&tls.place), "tls.key", &error, hint));
+        problems.push(unreadable(&tls.key, &tls.place, "tls.key", &error, hint));
     });
     let (chain, key) = (chain?, key.ok()?);
     let Some((not_after, names)) = chain.first().and_then(|leaf| Some((validity_end(leaf)?, host_names(leaf)))) else {
         let hint = "it is the gateway's certificate in PEM, with those of its chain behind it";
-        problems.push(unreadable(&tls.certificate, Some(&tls.place), "tls.certificate", &"not a certificate", hint));
+        problems.push(unreadable(&tls.certificate, &tls.place, "tls.certificate", &"not a certificate", hint));
         return None;
     };
     let digest = sha256(&chain.iter().flat_map(|certificate| certificate.to_vec()).collect::<Vec<u8>>());
@@ -365,7 +365,7 @@ fn trusted_issuer(issuer: &Issuer, old: Option<&TrustedIssuer>, problems: &mut V
 /// An issuer's CAs, and when each expires.
 fn anchors(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<(Vec<TrustAnchor<'static>>, Vec<Timestamp>)> {
     let (key, path) = ("issuer.certificates", &issuer.certificates);
-    let certificates = certificates(path, Some(&issuer.place), key, problems)?;
+    let certificates = certificates(path, &issuer.place, key, problems)?;
     let read = certificates.iter().map(|certificate| {
         let anchor = anchor_from_trusted_cert(certificate).ok().filter(|_| may_sign(certificate))?;
         Some((anchor.to_owned(), validity_end(certificate)?))
@@ -381,7 +381,7 @@ fn anchors(issuer: &Issuer, problems: &mut Vec<Problem>) -> Option<(Vec<TrustAnc
 
 pub(crate) fn certificates(
     path: &Path,
-    place: Option<&Place>,
+    place: &Place,
     key: &str,
     problems: &mut Vec<Problem>,
 ) -> Option<Vec<CertificateDer<'static>>> {
@@ -406,7 +406,7 @@ fn revocation_lists(path: &Path, issuer: &Issuer, problems: &mut Vec<Problem>) -
     let read = std::fs::read(path).map_err(|error| error.to_string());
     let lists = read.and_then(|bytes| read_revocation_lists(&file, bytes)).map_err(|why| {
         let hint = "it is a certificate revocation list in PEM or DER";
-        problems.push(unreadable(path, Some(&issuer.place), "issuer.crls", &why, hint));
+        problems.push(unreadable(path, &issuer.place, "issuer.crls", &why, hint));
     });
     lists.ok()
 }
@@ -493,18 +493,9 @@ pub(crate) fn at(place: &Place, key: &str, path: &Path, message: String) -> Prob
     Problem::error(&*place.file, key, message).at_line(place.line as usize).with_value(tidy(path))
 }
 
-pub(crate) fn unreadable(
-    path: &Path,
-    place: Option<&Place>,
-    key: &str,
-    why: &dyn std::fmt::Display,
-    hint: &str,
-) -> Problem {
+pub(crate) fn unreadable(path: &Path, place: &Place, key: &str, why: &dyn std::fmt::Display, hint: &str) -> Problem {
     let message = format!("cannot be read: {why}");
-    let problem = match place {
-        Some(place) => at(place, key, path, message),
-        None => Problem::error(tidy(path), key, message),
-    };
+    let problem = at(place, key, path, message);
     if tidy(path).contains("certs/dev/") && !path.exists() {
         return problem.with_hint("`dwarpal pki dev` makes the development certificates");
     }

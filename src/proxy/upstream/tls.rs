@@ -43,7 +43,7 @@ impl Tls {
         let (place, before) = (&backend.place, problems.len());
         let mut roots = RootCertStore::empty();
         let mut not_after = Vec::new();
-        for root in certificates(&tls.ca, Some(place), "backend.tls.ca", problems).unwrap_or_default() {
+        for root in certificates(&tls.ca, place, "backend.tls.ca", problems).unwrap_or_default() {
             digest.update(&root);
             let end = validity_end(&root);
             if !may_sign(&root) || end.is_none() || roots.add(root).is_err() {
@@ -64,10 +64,10 @@ impl Tls {
         let (mut config, client_not_after) = match &tls.client {
             None => (builder.with_no_client_auth(), None),
             Some(ClientCertificate { certificate, key }) => {
-                let chain = certificates(certificate, Some(place), "backend.tls.certificate", problems);
+                let chain = certificates(certificate, place, "backend.tls.certificate", problems);
                 let key_read = PrivateKeyDer::from_pem_file(key).map_err(|error| {
                     let hint = "it is a private key in PEM (PKCS #8, PKCS #1 or SEC1)";
-                    problems.push(unreadable(key, Some(place), "backend.tls.key", &error, hint));
+                    problems.push(unreadable(key, place, "backend.tls.key", &error, hint));
                 });
                 let (chain, key_read) = (chain?, key_read.ok()?);
                 chain.iter().for_each(|certificate| digest.update(certificate));
