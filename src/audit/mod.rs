@@ -1,3 +1,8 @@
-//! The evidence: a log that is written before anybody gets an answer, and that strangers can verify.
+//! What happened, so that strangers can check it? One tamper-evident log of a gateway, a C2SP tiled transparency log.
+//!
+//! Pure: `tree`, `note`, `layout`, `event`. On the disk: `journal` makes entries durable, `publish` makes the tree of them.
 
 pub mod event;
+pub mod layout;
+pub mod note;
+pub mod tree;

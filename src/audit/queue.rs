@@ -1,0 +1,416 @@
+//! How do entries come to the disk, and who waits for that? A bounded queue, and the thread that empties it.
+//!
+//! Workers put entries in, the writer takes all there are and appends them with one write and one flush. So the more lookups
+//! wait, the more share the disk's time. Whoever has to wait is told when its entry is durable, or that it is not.
+
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::event::{self, Event, VERSION};
+use super::journal::Journal;
+use super::layout::SEGMENT;
+use crate::clock::{Clock, Timestamp};
+
+/// What an entry is to those who wait, and how much of the queue and of the disk it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Without it no lookup is answered: it may have all the room there is.
+    Disclosure,
+    /// What the gateway and its operators do.
+    Other,
+    /// How an answer ended.
+    Closed,
+    /// A flood of refusals must leave room for the others.
+    Denied,
+}
+
+/// The entry was not taken, or did not get to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unavailable;
+
+/// A certificate that requests name; its own entry comes before theirs.
+#[derive(Debug)]
+pub struct Certified {
+    pub fingerprint: [u8; 32],
+    pub entry: Vec<u8>,
+}
+
+pub struct Queue {
+    bytes_max: usize,
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    /// Entries that are on the disk.
+    durable: AtomicU64,
+    /// Too little room on the disk for refusals.
+    disk_short: AtomicBool,
+    failures: AtomicU64,
+    pub clock: Clock,
+}
+
+#[derive(Default)]
+struct Waiting {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Somebody waits: the disk is asked at once.
+    hurry: bool,
+    state: State,
+    lost: Lost,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    /// Nothing is taken before the log is open.
+    #[default]
+    Broken,
+    Open,
+    /// The gateway stops; what was taken is still written.
+    Closed,
+}
+
+struct Entry {
+    json: Vec<u8>,
+    class: Class,
+    certified: Option<Arc<Certified>>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+/// What is missing in the log since it was last told so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    since: Timestamp,
+    cause: &'static str,
+    pub lookups_refused: u64,
+    pub denied: u64,
+    pub closed: u64,
+    pub others: u64,
+}
+
+impl Lost {
+    fn is_empty(&self) -> bool {
+        self.lookups_refused + self.denied + self.closed + self.others == 0
+    }
+
+    fn count(&mut self, class: Class, cause: &'static str, now: Timestamp) {
+        if self.is_empty() {
+            (self.since, self.cause) = (now, cause);
+        }
+        match class {
+            Class::Disclosure => self.lookups_refused += 1,
+            Class::Denied => self.denied += 1,
+            Class::Closed => self.closed += 1,
+            Class::Other => self.others += 1,
+        }
+    }
+}
+
+/// Without anybody waiting, so many bytes are reason enough to write.
+const BATCH_BYTES: usize = 1 << 20;
+/// How often the writer looks after what nobody asks for: a gap to tell of, the room on the disk, a broken log.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What an entry takes beside its bytes.
+const ENTRY_OVERHEAD: usize = 128;
+
+impl Queue {
+    pub fn new(bytes_max: usize, clock: Clock) -> Queue {
+        let (waiting, filled) = (Mutex::default(), Condvar::new());
+        let (durable, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        Queue { bytes_max, waiting, filled, durable, disk_short: AtomicBool::new(false), failures, clock }
+    }
+
+    /// Takes an entry that nobody waits for. What is refused is counted, and told in a `gap` once there is room.
+    pub fn put(&self, class: Class, certified: Option<Arc<Certified>>, event: &Event) -> Result<(), Unavailable> {
+        self.take_in(Entry { json: event.to_json(), class, certified, done: None })
+    }
+
+    /// Takes an entry and comes back when it is on the disk.
+    pub async fn keep(&self, class: Class, certified: Option<Arc<Certified>>, event: &Event<'_>) -> Result<(), Unavailable> {
+        let (done, kept) = oneshot::channel();
+        self.take_in(Entry { json: event.to_json(), class, certified, done: Some(done) })?;
+        kept.await.map_err(|_| Unavailable)
+    }
+
+    /// The same for a thread that may stand still.
+    pub fn keep_blocking(&self, class: Class, event: &Event) -> Result<(), Unavailable> {
+        let (done, kept) = oneshot::channel();
+        self.take_in(Entry { json: event.to_json(), class, certified: None, done: Some(done) })?;
+        kept.blocking_recv().map_err(|_| Unavailable)
+    }
+
+    fn take_in(&self, entry: Entry) -> Result<(), Unavailable> {
+        let size = entry.json.len() + ENTRY_OVERHEAD;
+        let room = match entry.class {
+            Class::Disclosure => self.bytes_max,
+            Class::Other | Class::Closed => self.bytes_max / 4 * 3,
+            Class::Denied => self.bytes_max / 2,
+        };
+        let mut waiting = self.lock();
+        let cause = match waiting.state {
+            State::Broken => Some("the log cannot be written"),
+            State::Closed => Some("the gateway stops"),
+            State::Open if waiting.bytes + size > room => Some("the queue is full"),
+            State::Open if entry.class == Class::Denied && self.disk_short.load(Ordering::Relaxed) => Some(DISK_SHORT),
+            State::Open => None,
+        };
+        if let Some(cause) = cause {
+            waiting.lost.count(entry.class, cause, self.clock.now());
+            return Err(Unavailable);
+        }
+        let hurries = entry.done.is_some();
+        // The writer sleeps until there is anything, then until somebody waits or there is much.
+        let wakes = waiting.entries.is_empty()
+            || hurries && !waiting.hurry
+            || waiting.bytes < BATCH_BYTES && waiting.bytes + size >= BATCH_BYTES;
+        waiting.hurry |= hurries;
+        waiting.bytes += size;
+        waiting.entries.push_back(entry);
+        drop(waiting);
+        if wakes {
+            self.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Entries on the disk.
+    pub fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Whether no lookup can be answered now, for want of a record.
+    pub fn is_broken(&self) -> bool {
+        self.lock().state == State::Broken
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Writes that failed since the start.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// What was lost and not told of yet.
+    pub fn lost(&self) -> Lost {
+        self.lock().lost
+    }
+
+    /// Takes nothing more. The writer ends when all is written.
+    pub fn close(&self) {
+        self.lock().state = State::Closed;
+        self.filled.notify_one();
+    }
+
+    fn open(&self, size: u64) {
+        self.durable.store(size, Ordering::Release);
+        let mut waiting = self.lock();
+        if waiting.state == State::Broken {
+            waiting.state = State::Open;
+        }
+    }
+
+    /// From now on nothing is taken; what waited is lost, and whoever waited for it is told.
+    fn fail(&self, entries: Vec<Entry>) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let now = self.clock.now();
+        let mut waiting = self.lock();
+        let more = std::mem::take(&mut waiting.entries);
+        for entry in entries.into_iter().chain(more) {
+            // Some of these may be on the disk all the same: what is told to be missing is at the most this.
+            waiting.lost.count(entry.class, "the log could not be written", now);
+        }
+        (waiting.bytes, waiting.hurry) = (0, false);
+        if waiting.state == State::Open {
+            waiting.state = State::Broken;
+        }
+    }
+
+    /// Waits for a batch: for the first entry, then for the interval or somebody in a hurry. Empty where there is something
+    /// else to look after; `None` at the end.
+    fn take(&self, interval: Duration) -> Option<Vec<Entry>> {
+        let mut waiting = self.lock();
+        if waiting.entries.is_empty() && waiting.state != State::Closed {
+            waiting = self.filled.wait_timeout(waiting, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let begun = Instant::now();
+        while !waiting.entries.is_empty() && !waiting.hurry && waiting.bytes < BATCH_BYTES && waiting.state == State::Open
+        {
+            let Some(left) = interval.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
+            waiting = self.filled.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if waiting.entries.is_empty() && waiting.state == State::Closed {
+            return None;
+        }
+        (waiting.bytes, waiting.hurry) = (0, false);
+        Some(std::mem::take(&mut waiting.entries).into())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while it holds the lock, and every write leaves whole values behind.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const DISK_SHORT: &str = "too little room on the disk for refusals";
+
+/// The writer: the only one that appends.
+pub struct Writer<'q> {
+    pub queue: &'q Queue,
+    pub directory: &'q Path,
+    pub interval: Duration,
+    /// Free room that is kept for lookups.
+    pub reserve_bytes: u64,
+    /// Told after each batch how long it took, and what it held.
+    pub written: &'q dyn Fn(Duration, u64),
+}
+
+impl Writer<'_> {
+    /// Writes until the queue is closed and empty.
+    pub fn run(&self, journal: Journal) {
+        let mut segment = Segment::default();
+        let mut journal = Some(journal);
+        let mut told_of_gap = None::<Instant>;
+        while let Some(batch) = self.queue.take(self.interval) {
+            let Some(open) = &mut journal else {
+                journal = self.reopen();
+                self.queue.fail_if(batch);
+                continue;
+            };
+            let batch = self.leave_the_reserve(batch);
+            let gap = told_of_gap.is_none_or(|told| told.elapsed() >= LOOK_EVERY).then(|| self.gap()).flatten();
+            let entries = segment.lay_out(open.size(), &batch, gap.as_ref().map(|(json, _)| json.as_slice()));
+            if entries.is_empty() {
+                continue;
+            }
+            let begun = Instant::now();
+            match open.append(&entries) {
+                Ok(()) => {
+                    self.queue.durable.store(open.size(), Ordering::Release);
+                    (self.written)(begun.elapsed(), entries.len() as u64);
+                    if let Some((_, told)) = gap {
+                        told_of_gap = Some(begun);
+                        self.queue.told(told);
+                    }
+                    batch.into_iter().filter_map(|entry| entry.done).for_each(|done| drop(done.send(())));
+                }
+                Err(error) => {
+                    tracing::error!(%error, directory = %self.directory.display(), "the audit log cannot be written: no lookup is answered until it can");
+                    journal = None;
+                    segment = Segment::default();
+                    self.queue.fail(batch);
+                }
+            }
+        }
+    }
+
+    /// What the log really holds is read from the disk, by the same code as at a start.
+    fn reopen(&self) -> Option<Journal> {
+        match Journal::open(self.directory, self.queue.durable()) {
+            Ok((journal, recovered)) => {
+                tracing::info!(size = journal.size(), torn_bytes = recovered.torn_bytes, "the audit log is written again");
+                self.queue.open(journal.size());
+                Some(journal)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the audit log cannot be opened yet");
+                None
+            }
+        }
+    }
+
+    /// Takes refusals out of a batch when the disk has room for lookups only.
+    fn leave_the_reserve(&self, batch: Vec<Entry>) -> Vec<Entry> {
+        let short = free_bytes(self.directory).is_some_and(|free| free < self.reserve_bytes);
+        if self.queue.disk_short.swap(short, Ordering::Relaxed) != short {
+            let (reserve_bytes, directory) = (self.reserve_bytes, self.directory.display().to_string());
+            if short {
+                tracing::error!(reserve_bytes, directory, "the audit's disk is nearly full: refusals are counted, not recorded");
+            } else {
+                tracing::info!(reserve_bytes, directory, "the audit's disk has room again");
+            }
+        }
+        if !short {
+            return batch;
+        }
+        let now = self.queue.clock.now();
+        let (denied, rest) = batch.into_iter().partition::<Vec<_>, _>(|entry| entry.class == Class::Denied);
+        let mut waiting = self.queue.lock();
+        denied.iter().for_each(|entry| waiting.lost.count(entry.class, DISK_SHORT, now));
+        rest
+    }
+
+    /// The entry that tells of what is missing, if anything is, and there is room for it.
+    fn gap(&self) -> Option<(Vec<u8>, Lost)> {
+        let lost = self.queue.lost();
+        if lost.is_empty() || self.queue.disk_short.load(Ordering::Relaxed) {
+            return None;
+        }
+        let Lost { since, cause, lookups_refused, denied, closed, others } = lost;
+        let (time, cause) = (self.queue.clock.now(), cause.into());
+        let gap = event::Gap { v: VERSION, time, since, cause, lookups_refused, denied, closed, others };
+        Some((Event::Gap(gap).to_json(), lost))
+    }
+}
+
+impl Queue {
+    /// What came while the log was broken, which is nothing, or between its breaking and its being taken notice of.
+    fn fail_if(&self, batch: Vec<Entry>) {
+        if !batch.is_empty() {
+            self.fail(batch);
+        }
+    }
+
+    /// So much of what was lost is told of.
+    fn told(&self, told: Lost) {
+        let mut waiting = self.lock();
+        let lost = &mut waiting.lost;
+        lost.lookups_refused -= told.lookups_refused;
+        lost.denied -= told.denied;
+        lost.closed -= told.closed;
+        lost.others -= told.others;
+        lost.since = self.clock.now();
+    }
+}
+
+/// Certificates that the segment which is written to tells of already.
+#[derive(Default)]
+struct Segment {
+    number: u64,
+    certified: HashSet<[u8; 32]>,
+}
+
+impl Segment {
+    /// The entries of a batch in their order, each certificate before the first request of its segment.
+    fn lay_out<'b>(&mut self, size: u64, batch: &'b [Entry], gap: Option<&'b [u8]>) -> Vec<&'b [u8]> {
+        let mut entries: Vec<&[u8]> = gap.into_iter().collect();
+        for entry in batch {
+            if let Some(certified) = &entry.certified {
+                // Twice where its own entry is the last of a segment.
+                while self.is_new(size + entries.len() as u64, certified.fingerprint) {
+                    entries.push(&certified.entry);
+                }
+            }
+            entries.push(&entry.json);
+        }
+        entries
+    }
+
+    fn is_new(&mut self, index: u64, fingerprint: [u8; 32]) -> bool {
+        let number = index / SEGMENT;
+        if number != self.number {
+            self.number = number;
+            self.certified.clear();
+        }
+        self.certified.insert(fingerprint)
+    }
+}
+
+/// Room that the file system has left for this user; `None` where it does not say.
+fn free_bytes(directory: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(directory).ok()?;
+    Some(room.f_bavail.saturating_mul(room.f_frsize))
+}
