@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use crate::admin;
+use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
@@ -39,6 +40,7 @@ pub struct Gateway {
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
     pub pressure: Pressure,
+    pub audit: Audit,
     epoch_key: EpochKey,
     phase: watch::Sender<Phase>,
 }
@@ -57,6 +59,8 @@ pub struct Running {
     pub address: SocketAddr,
     pub metrics_address: SocketAddr,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Those of the audit, which have to outlive whoever writes to it.
+    audit: Keeper,
 }
 
 /// Why a gateway did not start.
@@ -112,6 +116,7 @@ impl Gateway {
         let (load, inboxes) = Load::of(workers);
         let pressure = Pressure::of(&settings);
         let (phase, _) = watch::channel(Phase::Serving);
+        let (audit, log) = Audit::open(&settings, clock.clone()).map_err(StartError::Failed)?;
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
@@ -124,6 +129,7 @@ impl Gateway {
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
             pressure,
+            audit,
             epoch_key,
             phase,
         });
@@ -136,13 +142,14 @@ impl Gateway {
         tasks.push(("control".to_owned(), Box::new(move |gateway| admin::run(gateway, commands))));
         tasks.push(("persist".to_owned(), Box::new(persist)));
         tasks.push(("observe".to_owned(), Box::new(move |gateway| observe::run(runtime, gateway, observer))));
+        let keeper = Keeper::start(gateway.clone(), log).map_err(StartError::Failed)?;
         let mut threads = Vec::new();
         for (name, task) in tasks {
             let gateway = gateway.clone();
             let spawned = std::thread::Builder::new().name(name).spawn(move || task(gateway));
             threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
         }
-        Ok(Running { gateway, address, metrics_address, threads })
+        Ok(Running { gateway, address, metrics_address, threads, audit: keeper })
     }
 
     /// The snapshot of this moment. Load it once for each unit of work.
@@ -174,6 +181,8 @@ impl Gateway {
             Err("stopping")
         } else if self.state.is_broken() {
             Err("what partners use up cannot be kept on the disk")
+        } else if self.audit.queue.is_broken() {
+            Err("the audit's log cannot be written")
         } else if self.pressure.descriptors_short() {
             Err("new connections are shed: too few file descriptors")
         } else if self.pressure.memory_short(self.load.open()) {
@@ -258,6 +267,7 @@ impl Running {
         for thread in self.threads {
             thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
         }
+        self.audit.stop(gateway)?;
         gateway.state.rewrite(gateway.clock.now())
     }
 }

@@ -17,6 +17,10 @@ use crate::policy::reason::Reason;
 use crate::subject::{Features, Mark};
 
 pub const VERSION: u8 = 1;
+/// Stands where a route's name would for the gateway's own route.
+pub const OWN_ROUTE: &str = "(own)";
+/// Stands for a purpose that no grant of the configuration names: whatever it was, it may have been anything.
+pub const UNKNOWN_PURPOSE: &str = "(unknown)";
 
 /// One entry. Serialised, it is at most `layout::ENTRY_BYTES_MAX` bytes: every text in it is bounded where it was read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,7 +87,7 @@ pub struct Request<'a> {
     #[serde(borrow)]
     pub partner: Option<Cow<'a, str>>,
     pub standing: Standing,
-    /// The route that matched; `whoami` for the gateway's own.
+    /// The route that matched; `(own)` for the gateway's own.
     #[serde(borrow)]
     pub route: Option<Cow<'a, str>>,
     /// Place of the grant among its partner's, from 0.
@@ -130,6 +134,27 @@ pub enum Verdict {
     Deny,
     /// The backend or the gateway failed: no verdict on the partner.
     Failed,
+}
+
+impl Verdict {
+    /// A miss is an answer, and a failing backend or gateway is no verdict on the partner.
+    pub fn of(refusal: Option<Reason>) -> Verdict {
+        match refusal {
+            None | Some(Reason::NoMatch) => Verdict::Allow,
+            Some(reason) => match reason.row().public {
+                "backend-failed" | "backend-timeout" | "unavailable" | "internal" => Verdict::Failed,
+                _ => Verdict::Deny,
+            },
+        }
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Allow => "allow",
+            Verdict::Deny => "deny",
+            Verdict::Failed => "failed",
+        }
+    }
 }
 
 /// Who was asked for, as far as detectors and auditors may know.
@@ -428,6 +453,16 @@ pub struct Pruned {
     pub newest: Timestamp,
 }
 
+/// What there is room for of a text that nobody bounded.
+pub fn clipped(text: &str) -> &str {
+    match text.char_indices().nth(TEXT_CHARS_MAX) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+const TEXT_CHARS_MAX: usize = 1_000;
+
 impl<'a> Event<'a> {
     /// One line of JSON, without its end.
     pub fn to_json(&self) -> Vec<u8> {
@@ -489,10 +524,18 @@ impl<'a> Event<'a> {
     }
 }
 
+impl Subject<'_> {
+    pub fn into_owned(self) -> Subject<'static> {
+        let owned = |text: Cow<str>| Cow::Owned(text.into_owned());
+        let previous = self.previous.map(|Previous { epoch, token }| Previous { epoch: owned(epoch), token });
+        Subject { kind: owned(self.kind), epoch: owned(self.epoch), previous, ..self }
+    }
+}
+
 impl<'a> Subject<'a> {
     /// Of a lookup and its features under the key of `epoch`.
     pub fn of(lookup: &Lookup, features: &Features, epoch: &'a str) -> Subject<'a> {
-        let neighbour = |mark: Mark| (mark != Mark::NONE).then_some(mark);
+        let neighbour = |mark| (mark != Mark::NONE).then_some(mark);
         Subject {
             kind: lookup.subject.kind().as_str().into(),
             epoch: epoch.into(),

@@ -1,8 +1,16 @@
 //! What happened, so that strangers can check it? One tamper-evident log of a gateway, a C2SP tiled transparency log.
 //!
-//! Pure: `tree`, `note`, `layout`, `event`. On the disk: `journal` makes entries durable, `publish` makes the tree of them.
+//! Pure: `tree`, `note`, `layout`, `event`, `replay`. On the way to the disk: `queue` is where entries wait, `journal` makes them
+//! durable, `publish` makes the tree of them.
 
+pub mod connections;
 pub mod event;
+pub mod journal;
+pub mod keeper;
 pub mod layout;
 pub mod note;
+pub mod queue;
+pub mod replay;
 pub mod tree;
+
+pub use keeper::{Audit, Keeper};

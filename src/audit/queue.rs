@@ -29,6 +29,20 @@ pub enum Class {
     Denied,
 }
 
+impl Class {
+    const ALL: [Class; 4] = [Class::Disclosure, Class::Other, Class::Closed, Class::Denied];
+
+    /// For metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Class::Disclosure => "disclosure",
+            Class::Other => "other",
+            Class::Closed => "closed",
+            Class::Denied => "denied",
+        }
+    }
+}
+
 /// The entry was not taken, or did not get to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unavailable;
@@ -60,6 +74,8 @@ struct Waiting {
     hurry: bool,
     state: State,
     lost: Lost,
+    /// Since the start, by class.
+    lost_ever: [u64; 4],
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -108,6 +124,13 @@ impl Lost {
     }
 }
 
+impl Waiting {
+    fn lose(&mut self, class: Class, cause: &'static str, now: Timestamp) {
+        self.lost.count(class, cause, now);
+        self.lost_ever[class as usize] += 1;
+    }
+}
+
 /// Without anybody waiting, so many bytes are reason enough to write.
 const BATCH_BYTES: usize = 1 << 20;
 /// How often the writer looks after what nobody asks for: a gap to tell of, the room on the disk, a broken log.
@@ -128,7 +151,12 @@ impl Queue {
     }
 
     /// Takes an entry and comes back when it is on the disk.
-    pub async fn keep(&self, class: Class, certified: Option<Arc<Certified>>, event: &Event<'_>) -> Result<(), Unavailable> {
+    pub async fn keep(
+        &self,
+        class: Class,
+        certified: Option<Arc<Certified>>,
+        event: &Event<'_>,
+    ) -> Result<(), Unavailable> {
         let (done, kept) = oneshot::channel();
         self.take_in(Entry { json: event.to_json(), class, certified, done: Some(done) })?;
         kept.await.map_err(|_| Unavailable)
@@ -157,7 +185,7 @@ impl Queue {
             State::Open => None,
         };
         if let Some(cause) = cause {
-            waiting.lost.count(entry.class, cause, self.clock.now());
+            waiting.lose(entry.class, cause, self.clock.now());
             return Err(Unavailable);
         }
         let hurries = entry.done.is_some();
@@ -199,13 +227,20 @@ impl Queue {
         self.lock().lost
     }
 
+    /// What was lost since the start.
+    pub fn lost_ever(&self) -> impl Iterator<Item = (Class, u64)> {
+        let lost = self.lock().lost_ever;
+        Class::ALL.into_iter().map(move |class| (class, lost[class as usize]))
+    }
+
     /// Takes nothing more. The writer ends when all is written.
     pub fn close(&self) {
         self.lock().state = State::Closed;
         self.filled.notify_one();
     }
 
-    fn open(&self, size: u64) {
+    /// The log is open, with so many entries.
+    pub fn open(&self, size: u64) {
         self.durable.store(size, Ordering::Release);
         let mut waiting = self.lock();
         if waiting.state == State::Broken {
@@ -221,7 +256,7 @@ impl Queue {
         let more = std::mem::take(&mut waiting.entries);
         for entry in entries.into_iter().chain(more) {
             // Some of these may be on the disk all the same: what is told to be missing is at the most this.
-            waiting.lost.count(entry.class, "the log could not be written", now);
+            waiting.lose(entry.class, "the log could not be written", now);
         }
         (waiting.bytes, waiting.hurry) = (0, false);
         if waiting.state == State::Open {
@@ -237,7 +272,10 @@ impl Queue {
             waiting = self.filled.wait_timeout(waiting, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
         let begun = Instant::now();
-        while !waiting.entries.is_empty() && !waiting.hurry && waiting.bytes < BATCH_BYTES && waiting.state == State::Open
+        while !waiting.entries.is_empty()
+            && !waiting.hurry
+            && waiting.bytes < BATCH_BYTES
+            && waiting.state == State::Open
         {
             let Some(left) = interval.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
             waiting = self.filled.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -295,7 +333,10 @@ impl Writer<'_> {
                         told_of_gap = Some(begun);
                         self.queue.told(told);
                     }
-                    batch.into_iter().filter_map(|entry| entry.done).for_each(|done| drop(done.send(())));
+                    for done in batch.into_iter().filter_map(|entry| entry.done) {
+                        // Who asked may have gone away meanwhile.
+                        let _ = done.send(());
+                    }
                 }
                 Err(error) => {
                     tracing::error!(%error, directory = %self.directory.display(), "the audit log cannot be written: no lookup is answered until it can");
@@ -311,7 +352,11 @@ impl Writer<'_> {
     fn reopen(&self) -> Option<Journal> {
         match Journal::open(self.directory, self.queue.durable()) {
             Ok((journal, recovered)) => {
-                tracing::info!(size = journal.size(), torn_bytes = recovered.torn_bytes, "the audit log is written again");
+                tracing::info!(
+                    size = journal.size(),
+                    torn_bytes = recovered.torn_bytes,
+                    "the audit log is written again"
+                );
                 self.queue.open(journal.size());
                 Some(journal)
             }
@@ -328,7 +373,11 @@ impl Writer<'_> {
         if self.queue.disk_short.swap(short, Ordering::Relaxed) != short {
             let (reserve_bytes, directory) = (self.reserve_bytes, self.directory.display().to_string());
             if short {
-                tracing::error!(reserve_bytes, directory, "the audit's disk is nearly full: refusals are counted, not recorded");
+                tracing::error!(
+                    reserve_bytes,
+                    directory,
+                    "the audit's disk is nearly full: refusals are counted, not recorded"
+                );
             } else {
                 tracing::info!(reserve_bytes, directory, "the audit's disk has room again");
             }
@@ -339,7 +388,7 @@ impl Writer<'_> {
         let now = self.queue.clock.now();
         let (denied, rest) = batch.into_iter().partition::<Vec<_>, _>(|entry| entry.class == Class::Denied);
         let mut waiting = self.queue.lock();
-        denied.iter().for_each(|entry| waiting.lost.count(entry.class, DISK_SHORT, now));
+        denied.iter().for_each(|entry| waiting.lose(entry.class, DISK_SHORT, now));
         rest
     }
 

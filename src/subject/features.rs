@@ -83,26 +83,24 @@ impl EpochKey {
         let serial = if kind == Kind::Pan { &id[..9] } else { id };
         // Every canonical id has at least eight characters, and its serial ends in three digits.
         let (block, offset) = serial.split_at(serial.len() - 3);
+        let mark = |domain: &str, part: &[u8]| self.mark(domain, kind, part);
         let neighbour = |side| match neighbour(block, side) {
-            Some(bytes) => self.mark("block", kind, &bytes[..block.len()]),
+            Some(bytes) => mark("block", &bytes[..block.len()]),
             None => Mark::NONE,
         };
         Features {
-            block: self.mark("block", kind, block),
+            block: mark("block", block),
             before: neighbour(Side::Before),
             after: neighbour(Side::After),
             offset: offset.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')),
-            series: self.mark("series", kind, &id[..if kind == Kind::Mobile { 5 } else { 4 }]),
+            series: mark("series", &id[..if kind == Kind::Mobile { 5 } else { 4 }]),
             allocated: subject.allocated(),
             check_digit: matches!(kind, Kind::Aadhaar | Kind::Vid | Kind::Epic).then_some(true),
         }
     }
 
-    /// `domain` is the name of no kind, so no mark is the beginning of a token.
     fn mark(&self, domain: &str, kind: Kind, part: &[u8]) -> Mark {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&self.mac(&[domain.as_bytes(), kind.as_str().as_bytes(), part])[..16]);
-        Mark(bytes)
+        self.short_mac(&[domain.as_bytes(), kind.as_str().as_bytes(), part])
     }
 }
 

@@ -10,7 +10,7 @@ use aws_lc_rs::{digest, hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Subject;
+use super::{Mark, Subject};
 
 /// HMAC-SHA-256 of kind, a zero byte and canonical id under an epoch key: the only form of a subject that rests.
 ///
@@ -55,6 +55,21 @@ pub struct EpochKey {
     key: hmac::Key,
 }
 
+/// Keyed digest of a body that comes in pieces.
+pub struct Digest(hmac::Context);
+
+impl Digest {
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    pub fn finish(self) -> Mark {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.0.sign().as_ref()[..16]);
+        Mark::from_bytes(bytes)
+    }
+}
+
 const KEY_BYTES: usize = 32;
 const FILE_PREFIX: &str = "dwarpal-epoch-key-v1:";
 
@@ -89,6 +104,26 @@ impl EpochKey {
     /// One HMAC, no allocation.
     pub fn token(&self, subject: &Subject) -> Token {
         Token(self.mac(&[subject.kind().as_str().as_bytes(), subject.expose().as_bytes()]))
+    }
+
+    /// Keyed mark of an actor, as its partner calls it.
+    pub fn actor(&self, actor: &str) -> Mark {
+        self.short_mac(&[b"actor", actor.as_bytes()])
+    }
+
+    /// Begins the keyed digest of an answer's body.
+    pub fn digest(&self) -> Digest {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(b"body\0");
+        Digest(context)
+    }
+
+    /// The first sixteen bytes of [`EpochKey::mac`]. The first part is the name of no kind, so no mark is the beginning of a
+    /// token.
+    pub(super) fn short_mac(&self, parts: &[&[u8]]) -> Mark {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.mac(parts)[..16]);
+        Mark::from_bytes(bytes)
     }
 
     /// HMAC-SHA-256 of the parts with a zero byte between them. No part contains one, so no two lists collide.
@@ -252,7 +287,7 @@ fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
