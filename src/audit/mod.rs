@@ -2,6 +2,9 @@
 //!
 //! Pure: `tree`, `note`, `layout`. On the disk: `journal` makes entries durable, `publish` makes the tree of them.
 
+mod disk;
+pub mod journal;
+pub mod key;
 pub mod layout;
 pub mod note;
 pub mod tree;
