@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::event::{self, Event, VERSION};
 use super::journal::Journal;
-use super::layout::SEGMENT;
+use super::layout::{ENTRY_BYTES_MAX, SEGMENT};
 use crate::clock::{Clock, Timestamp};
 
 /// What an entry is to those who wait, and how much of the queue and of the disk it may have.
@@ -178,6 +178,7 @@ impl Queue {
         };
         let mut waiting = self.lock();
         let cause = match waiting.state {
+            _ if entry.json.len() > ENTRY_BYTES_MAX => Some("an entry was too long"),
             State::Broken => Some("the log cannot be written"),
             State::Closed => Some("the gateway stops"),
             State::Open if waiting.bytes + size > room => Some("the queue is full"),
@@ -250,12 +251,10 @@ impl Queue {
 
     /// From now on nothing is taken; what waited is lost, and whoever waited for it is told.
     fn fail(&self, entries: Vec<Entry>) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
         let now = self.clock.now();
         let mut waiting = self.lock();
         let more = std::mem::take(&mut waiting.entries);
         for entry in entries.into_iter().chain(more) {
-            // Some of these may be on the disk all the same: what is told to be missing is at the most this.
             waiting.lose(entry.class, "the log could not be written", now);
         }
         (waiting.bytes, waiting.hurry) = (0, false);
@@ -308,63 +307,60 @@ pub struct Writer<'q> {
 
 impl Writer<'_> {
     /// Writes until the queue is closed and empty.
-    pub fn run(&self, journal: Journal) {
+    pub fn run(&self, mut journal: Journal) {
         let mut segment = Segment::default();
-        let mut journal = Some(journal);
         let mut told_of_gap = None::<Instant>;
         while let Some(batch) = self.queue.take(self.interval) {
-            let Some(open) = &mut journal else {
-                journal = self.reopen();
-                self.queue.fail_if(batch);
+            if journal.is_broken() && !self.mend(&mut journal) {
+                self.queue.fail(batch);
                 continue;
-            };
+            }
             let batch = self.leave_the_reserve(batch);
-            let gap = told_of_gap.is_none_or(|told| told.elapsed() >= LOOK_EVERY).then(|| self.gap()).flatten();
-            let entries = segment.lay_out(open.size(), &batch, gap.as_ref().map(|(json, _)| json.as_slice()));
+            // With room for lookups only, the sum of it is told afterwards.
+            let tells = !self.queue.disk_short.load(Ordering::Relaxed)
+                && told_of_gap.is_none_or(|told| told.elapsed() >= LOOK_EVERY);
+            let gap = tells.then(|| self.gap()).flatten();
+            let entries = segment.lay_out(journal.size(), &batch, gap.as_ref().map(|(json, _)| json.as_slice()));
             if entries.is_empty() {
                 continue;
             }
             let begun = Instant::now();
-            match open.append(&entries) {
-                Ok(()) => {
-                    self.queue.durable.store(open.size(), Ordering::Release);
-                    (self.written)(begun.elapsed(), entries.len() as u64);
-                    if let Some((_, told)) = gap {
-                        told_of_gap = Some(begun);
-                        self.queue.told(told);
-                    }
-                    for done in batch.into_iter().filter_map(|entry| entry.done) {
-                        // Who asked may have gone away meanwhile.
-                        let _ = done.send(());
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, directory = %self.directory.display(), "the audit log cannot be written: no lookup is answered until it can");
-                    journal = None;
-                    segment = Segment::default();
-                    self.queue.fail(batch);
-                }
+            if let Err(error) = journal.append(&entries) {
+                let directory = self.directory.display();
+                tracing::error!(%error, %directory, "the audit cannot be written: no lookup is answered until it can");
+                self.queue.failures.fetch_add(1, Ordering::Relaxed);
+                segment = Segment::default();
+                self.queue.fail(batch);
+                continue;
+            }
+            self.queue.durable.store(journal.size(), Ordering::Release);
+            (self.written)(begun.elapsed(), entries.len() as u64);
+            if let Some((_, told)) = gap {
+                told_of_gap = Some(begun);
+                self.queue.told(told);
+            }
+            for done in batch.into_iter().filter_map(|entry| entry.done) {
+                // Who asked may have gone away meanwhile.
+                let _ = done.send(());
             }
         }
     }
 
-    /// What the log really holds is read from the disk, by the same code as at a start.
-    fn reopen(&self) -> Option<Journal> {
-        match Journal::open(self.directory, self.queue.durable()) {
-            Ok((journal, recovered)) => {
-                tracing::info!(
-                    size = journal.size(),
-                    torn_bytes = recovered.torn_bytes,
-                    "the audit log is written again"
-                );
-                self.queue.open(journal.size());
-                Some(journal)
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the audit log cannot be opened yet");
-                None
-            }
+    /// Goes back to what was acknowledged, and sees whether the disk takes an entry: the one that tells of the gap.
+    fn mend(&self, journal: &mut Journal) -> bool {
+        let mended = journal.recover().map_err(|damage| damage.to_string()).and_then(|_| {
+            let Some((gap, told)) = self.gap() else { return Ok(()) };
+            journal.append(&[gap]).map_err(|error| error.to_string())?;
+            self.queue.told(told);
+            Ok(())
+        });
+        if let Err(error) = mended {
+            tracing::debug!(error, "the audit cannot be written yet");
+            return false;
         }
+        tracing::info!(size = journal.size(), "the audit can be written again");
+        self.queue.open(journal.size());
+        true
     }
 
     /// Takes refusals out of a batch when the disk has room for lookups only.
@@ -392,10 +388,10 @@ impl Writer<'_> {
         rest
     }
 
-    /// The entry that tells of what is missing, if anything is, and there is room for it.
+    /// The entry that tells of what is missing, if anything is.
     fn gap(&self) -> Option<(Vec<u8>, Lost)> {
         let lost = self.queue.lost();
-        if lost.is_empty() || self.queue.disk_short.load(Ordering::Relaxed) {
+        if lost.is_empty() {
             return None;
         }
         let Lost { since, cause, lookups_refused, denied, closed, others } = lost;
@@ -406,13 +402,6 @@ impl Writer<'_> {
 }
 
 impl Queue {
-    /// What came while the log was broken, which is nothing, or between its breaking and its being taken notice of.
-    fn fail_if(&self, batch: Vec<Entry>) {
-        if !batch.is_empty() {
-            self.fail(batch);
-        }
-    }
-
     /// So much of what was lost is told of.
     fn told(&self, told: Lost) {
         let mut waiting = self.lock();
