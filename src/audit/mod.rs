@@ -7,4 +7,6 @@ pub mod journal;
 pub mod key;
 pub mod layout;
 pub mod note;
+pub mod publish;
+pub mod tiles;
 pub mod tree;
