@@ -365,8 +365,11 @@ impl Publisher {
         let earlier =
             std::mem::replace(&mut self.last, Published { signed: SignedCheckpoint { checkpoint, note }, partials });
         // A crash before or within this leaves partial tiles that nobody asks for; the next start sweeps.
-        for path in earlier.partials.difference(&self.last.partials) {
-            remove_partial(path);
+        for path in earlier.partials.iter().filter(|path| !self.last.partials.contains(*path)).collect::<Vec<_>>() {
+            if !remove_partial(path) {
+                // The next checkpoint tries it again.
+                self.last.partials.insert(path.clone());
+            }
         }
         Ok(())
     }
@@ -594,10 +597,12 @@ fn encode(entries: &[&[u8]]) -> Result<Vec<u8>, layout::Flaw> {
     Ok(bundle)
 }
 
-/// Removes a partial file, and the directory of such files where it was the last one. Nothing depends on it.
-fn remove_partial(path: &Path) {
-    let _ = disk::remove(path);
+/// Removes a partial file, and the directory of such files where it was the last one. Nothing depends on
+/// it.
+fn remove_partial(path: &Path) -> bool {
+    let removed = disk::remove(path).is_ok();
     let _ = fs::remove_dir(disk::above(path));
+    removed
 }
 
 #[cfg(test)]
@@ -864,7 +869,8 @@ mod tests {
             let home = copy(self.before.path());
             let (journal, mut publisher) = open_without_publishing(home.path());
             hook::begin(&[Fault { after, share, dead: true }]);
-            let reached = (self.act)(&mut publisher).is_err();
+            let _ = (self.act)(&mut publisher);
+            let reached = hook::end() > after;
             drop((journal, publisher));
             let mut place = 0;
             hook::lose_power(|_| {
@@ -892,7 +898,7 @@ mod tests {
                 (self.act)(&mut publisher).expect("done");
                 hook::end()
             };
-            let chosen = (0..steps).filter(|step| all || *step < 7 || *step + 14 > steps || step % 211 == 0);
+            let chosen = (0..steps).filter(|step| all || *step < 4 || *step + 9 > steps || step % 499 == 0);
             for (step, turn) in chosen.zip(0..) {
                 let (share, gone): (_, fn(usize) -> bool) = match turn % 4 {
                     0 => (Share::Nothing, |_| false),
@@ -941,12 +947,16 @@ mod tests {
         for after in 0..60 {
             for share in [Share::Nothing, Share::Half, Share::All] {
                 let home = copy(story.before.path());
-                let (_journal, mut publisher) = open_without_publishing(home.path());
+                let (mut journal, mut publisher) = open_without_publishing(home.path());
                 hook::begin(&[Fault { after, share, dead: false }]);
                 while publisher.catch_up(900).is_err() {}
                 while publisher.checkpoint().is_err() {}
                 hook::end();
-                check(home.path(), 900);
+                assert_eq!(publisher.last().checkpoint.root, oracle_root(900));
+                journal.append(&entries(900..901)).expect("durable");
+                publisher.catch_up(901).expect("read");
+                publisher.checkpoint().expect("signed");
+                check(home.path(), 901);
             }
         }
     }
@@ -1085,7 +1095,7 @@ mod tests {
         journal.append(&entries(0..10)).expect("durable");
         drop(journal);
         let message = open(home.path()).expect_err("another").to_string();
-        assert!(message.contains("is not the one that the checkpoint of 131382 entries is about"), "{message}");
+        assert!(message.contains("do not have the root that it says of 131382 entries"), "{message}");
     }
 
     #[test]
@@ -1131,7 +1141,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
         /// Whatever is done to the files of a log: recomputing it does not lead to a checkpoint that somebody holds, or nothing of
         /// what that is about has changed.
