@@ -11,8 +11,10 @@ pub mod keeper;
 pub mod key;
 pub mod layout;
 pub mod note;
+pub mod publish;
 pub mod queue;
 pub mod replay;
+mod tiles;
 pub mod tree;
 
 pub use keeper::{Audit, Keeper};
