@@ -14,7 +14,7 @@ use crate::policy::admit::Standing;
 use crate::policy::charge;
 use crate::policy::lookup::Lookup;
 use crate::policy::reason::Reason;
-use crate::subject::{Features, Mark};
+use crate::subject::{Features, Mark, Token};
 
 pub const VERSION: u8 = 1;
 /// Stands where a route's name would for the gateway's own route.
@@ -533,14 +533,15 @@ impl Subject<'_> {
 }
 
 impl<'a> Subject<'a> {
-    /// Of a lookup and its features under the key of `epoch`.
-    pub fn of(lookup: &Lookup, features: &Features, epoch: &'a str) -> Subject<'a> {
+    /// Of a lookup and its features under the key of `epoch`; `previous` is its token and epoch before that.
+    pub fn of(lookup: &Lookup, features: &Features, epoch: &'a str, previous: Option<(Token, &'a str)>) -> Subject<'a> {
         let neighbour = |mark| (mark != Mark::NONE).then_some(mark);
         Subject {
             kind: lookup.subject.kind().as_str().into(),
             epoch: epoch.into(),
             token: Mark::from_bytes(lookup.token.key()),
-            previous: None,
+            previous: previous
+                .map(|(token, epoch)| Previous { epoch: epoch.into(), token: Mark::from_bytes(token.key()) }),
             block: features.block,
             before: neighbour(features.before),
             after: neighbour(features.after),

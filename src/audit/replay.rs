@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::event::{self, Found, OWN_ROUTE, Receipt, Request, Step, Verdict};
+use crate::policy::charge::Person;
 use crate::policy::identify::Credential;
 use crate::policy::lookup::Facts;
 use crate::policy::reason::Reason;
@@ -57,9 +58,16 @@ fn decide(
         (RouteKind::Pass(_), _) => admission.plan_pass(wrong.map_or(Ok(()), Err)),
         (RouteKind::Lookup(_), Some(subject)) => {
             let kind = Kind::parse(&subject.kind).ok_or_else(|| format!("no kind {}", subject.kind))?;
-            let (allocated, key) = (subject.allocated, *subject.token.as_bytes());
-            let facts =
-                Facts { kind, allocated, key, purpose: request.purpose.as_deref(), has_actor: request.actor.is_some() };
+            let allocated = subject.allocated;
+            let previous = subject.previous.as_ref().map(|previous| *previous.token.as_bytes());
+            let person = Person { key: *subject.token.as_bytes(), previous };
+            let facts = Facts {
+                kind,
+                allocated,
+                person,
+                purpose: request.purpose.as_deref(),
+                has_actor: request.actor.is_some(),
+            };
             admission.plan_lookup(wrong.map_or(Ok(facts), Err))
         }
         (RouteKind::Lookup(_), None) => {

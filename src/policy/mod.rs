@@ -369,7 +369,7 @@ impl<'p> Admission<'p> {
         let Way::Granted { grant, .. } = self.way else { return Err(Reason::NoGrant) };
         let route = self.policy.route(grant.route);
         let RouteKind::Lookup(declared) = &route.kind else { return Err(Reason::Internal) };
-        let Facts { kind, allocated, key, purpose, has_actor } = lookup;
+        let Facts { kind, allocated, person, purpose, has_actor } = lookup;
         if kind != declared.kind {
             return Err(Reason::Internal);
         }
@@ -385,7 +385,7 @@ impl<'p> Admission<'p> {
         if partner.actor_required && !has_actor {
             return Err(Reason::ActorMissing);
         }
-        *charge = Some(Charge::SubjectRate(key, partner.limits.subject));
+        *charge = Some(Charge::SubjectRate(person, partner.limits.subject));
         Ok(Permit { route, partner, purpose: Some(purpose), trail: Trail::default() })
     }
 

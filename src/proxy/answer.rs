@@ -24,7 +24,7 @@ use crate::gateway::Gateway;
 use crate::policy::Denial;
 use crate::policy::reason::{Reason, Retry};
 use crate::state::Hold;
-use crate::subject::{Digest, EpochKey};
+use crate::subject::{Digester, EpochKey};
 
 /// An answer's body. It can be taken away from outside (see [`Remains`]): a peer that stops reading an HTTP/2 stream
 /// is not polled for more, so no timer inside the body would ever fire.
@@ -68,7 +68,7 @@ pub struct Closing {
     begun: Instant,
     bytes: u64,
     /// Of a body that was not known before.
-    digest: Option<Digest>,
+    digest: Option<Digester>,
     by: EndedBy,
 }
 
@@ -78,7 +78,7 @@ impl Closing {
         decision: Uuid,
         partner: Option<Arc<str>>,
         begun: Instant,
-        digest: Option<Digest>,
+        digest: Option<Digester>,
     ) -> Closing {
         Closing { gateway, decision, partner, begun, bytes: 0, digest, by: EndedBy::Partner }
     }
@@ -94,7 +94,7 @@ impl Drop for Closing {
             by: self.by,
             step: Step::Answer,
             bytes: self.bytes,
-            digest: self.digest.take().map(Digest::finish),
+            digest: self.digest.take().map(Digester::finish),
             total_us: self.begun.elapsed().as_micros() as u64,
         };
         // What does not fit is counted there, and a disclosure without its end counts as whole.
@@ -137,14 +137,10 @@ impl Body {
 
     /// What the partner will get, where all of it is here.
     pub fn answer(&self, key: &EpochKey) -> Option<Answer> {
-        let digest_of = |bytes: &[u8]| {
-            let mut digest = key.digest();
-            digest.update(bytes);
-            Some(Answer { bytes: bytes.len() as u64, digest: digest.finish() })
-        };
+        let answer = |bytes: &[u8]| Some(Answer { bytes: bytes.len() as u64, digest: key.digest(bytes) });
         match &*self.0.borrow() {
-            Slot::Whole { bytes, .. } => digest_of(bytes),
-            Slot::Empty => digest_of(&[]),
+            Slot::Whole { bytes, .. } => answer(bytes),
+            Slot::Empty => answer(&[]),
             _ => None,
         }
     }

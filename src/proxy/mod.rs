@@ -128,8 +128,8 @@ async fn exchange(
             (plan, payload)
         }
         RouteKind::Lookup(declared) => {
-            let (captures, key) = (admission.captures(), gateway.epoch_key());
-            let read = lookup::read(declared, route, &intake.headers, body, &target, captures, key, bounds);
+            let (captures, now) = (admission.captures(), record.now);
+            let read = lookup::read(declared, route, &intake.headers, body, &target, captures, gateway, now, bounds);
             let read = record.reading(read).await;
             record.looked_up(snapshot, declared.kind, &read);
             let facts = read.as_ref().map(Lookup::facts).map_err(|reason| record.found(Step::Lookup, *reason));

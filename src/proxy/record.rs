@@ -28,7 +28,7 @@ use crate::policy::shadow::Shadow;
 use crate::policy::trail::Trail;
 use crate::policy::{Denial, PartnerId};
 use crate::snapshot::Snapshot;
-use crate::subject::{Kind, Mark};
+use crate::subject::{EpochKey, Kind, Mark};
 
 /// One request under way. Dropped without an end, its partner went away: that is counted too.
 pub struct Record {
@@ -66,6 +66,8 @@ struct Facts {
     subject: Option<event::Subject<'static>>,
     found: Option<Found>,
     receipts: Vec<event::Receipt>,
+    /// The key that the marks of the subject are made with, and the digest of its answer.
+    key: Option<Arc<EpochKey>>,
     /// Of a lookup that was allowed: how it came to that, and when its answer may leave.
     permitted: Option<(Trail, Durability)>,
 }
@@ -95,6 +97,7 @@ impl Record {
                 subject: None,
                 found: None,
                 receipts: Vec::new(),
+                key: None,
                 permitted: None,
             },
             answered: None,
@@ -168,9 +171,13 @@ impl Record {
     }
 
     fn remember(&mut self, snapshot: &Snapshot, lookup: &Lookup) {
-        let key = self.peer.gateway().epoch_key();
+        let keys = self.peer.gateway().epochs();
+        // The epoch may have changed since the lookup was read; its own key is there for as long as anybody is counted by it.
+        let Some(key) = keys.all().find(|key| key.number() == lookup.epoch) else { return };
+        let before = keys.all().find(|before| before.number() < lookup.epoch);
+        let previous = lookup.previous.zip(before).map(|(token, before)| (token, before.id()));
         let features = key.features(&lookup.subject);
-        self.facts.subject = Some(event::Subject::of(lookup, &features, key.id()).into_owned());
+        self.facts.subject = Some(event::Subject::of(lookup, &features, key.id(), previous).into_owned());
         self.facts.actor = lookup.actor.as_ref().map(|actor| key.actor(actor.as_str()));
         // A purpose is a text of the partner's until the configuration knows it.
         let known = |asked: &String| {
@@ -179,6 +186,7 @@ impl Record {
         };
         let purpose = lookup.purpose.as_ref().map(|asked| known(asked).unwrap_or_else(|| UNKNOWN_PURPOSE.into()));
         self.facts.purpose = purpose;
+        self.facts.key = Some(key.clone());
     }
 
     /// What the backend answered.
@@ -306,7 +314,7 @@ impl Record {
         };
         self.step = Step::Record;
         let body = outcome.as_ref().ok().map(Response::body);
-        let answer = body.and_then(|body| body.answer(self.peer.gateway().epoch_key()));
+        let answer = body.zip(self.facts.key.as_ref()).and_then(|(body, key)| body.answer(key));
         let event = Event::Disclosure(Box::new(self.event(snapshot, reason, answer)));
         let (queue, certified) = (&self.audit().queue, self.peer.certified());
         let kept = match durability {
@@ -322,7 +330,7 @@ impl Record {
                 self.step = Step::Answer;
                 let (gateway, partner) =
                     (self.peer.gateway().clone(), self.partner.as_ref().map(|(_, name)| name.clone()));
-                let digest = answer.is_none().then(|| gateway.epoch_key().digest());
+                let digest = self.facts.key.as_ref().filter(|_| answer.is_none()).map(|key| key.digester());
                 response.body_mut().close_with(Closing::new(gateway, self.decision, partner, self.begun, digest));
                 Ok(response)
             }
