@@ -1,3 +1,9 @@
-//! The evidence: a log that is written before anybody gets an answer, and that strangers can verify.
+//! What happened, so that strangers can check it? One tamper-evident log of a gateway, a C2SP tiled transparency log.
+//!
+//! Pure: `event`, `tree`, `note`, `layout`. On the disk: `journal` makes entries durable, `publish` makes the tree of them;
+//! `index` finds people and decisions, `read` opens a directory to read, `verify` believes none of it.
 
 pub mod event;
+pub mod layout;
+pub mod note;
+pub mod tree;
