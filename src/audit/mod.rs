@@ -4,6 +4,7 @@
 //! `index` finds people and decisions, `read` opens a directory to read, `verify` believes none of it.
 
 pub mod event;
+pub mod index;
 pub mod layout;
 pub mod note;
 pub mod tree;
