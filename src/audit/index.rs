@@ -120,6 +120,11 @@ impl Builder {
         }
     }
 
+    /// The latest time so far.
+    pub fn newest(&self) -> Option<Timestamp> {
+        Some(self.header.last).filter(|time| *time != Timestamp::default())
+    }
+
     pub fn finish(mut self) -> Vec<u8> {
         self.tokens.sort_unstable();
         self.decisions.sort_unstable();

@@ -3,8 +3,13 @@
 //! Pure: `event`, `tree`, `note`, `layout`. On the disk: `journal` makes entries durable, `publish` makes the tree of them;
 //! `index` finds people and decisions, `read` opens a directory to read, `verify` believes none of it.
 
+mod disk;
 pub mod event;
 pub mod index;
+pub mod journal;
+pub mod key;
 pub mod layout;
 pub mod note;
+pub mod read;
 pub mod tree;
+pub mod verify;
