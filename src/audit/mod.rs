@@ -10,6 +10,8 @@ pub mod journal;
 pub mod key;
 pub mod layout;
 pub mod note;
+pub mod publish;
 pub mod read;
+pub mod tiles;
 pub mod tree;
 pub mod verify;
