@@ -26,7 +26,7 @@ fn main() {
     for person in 0..PEOPLE {
         let mut key = [0; 16];
         key[..4].copy_from_slice(&person.to_be_bytes());
-        let charges = [Charge::SubjectRate(key, day)];
+        let charges = [Charge::SubjectRate(key.into(), day)];
         let _ = partner.charge(charges.iter().copied(), Shadow::default(), PEOPLE as usize, now, &mut ledger);
         state.keep(&mut ledger).expect("kept");
     }

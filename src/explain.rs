@@ -140,7 +140,7 @@ fn decide(
                 let too_large = body.len() as u64 > declared.body_bytes_max;
                 if too_large { Err(Reason::BodyTooLarge) } else { Ok(()) }
             });
-            let read = readable.and_then(|()| lookup::read(declared, route, &asked, &EpochKey::ephemeral()));
+            let read = readable.and_then(|()| lookup::read(declared, route, &asked, &EpochKey::ephemeral(), None));
             admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
         }
     };

@@ -21,7 +21,7 @@ use crate::proxy::listen::{self, Load};
 use crate::snapshot::Snapshot;
 use crate::state::State;
 use crate::state::store::{Ledger, Recovered};
-use crate::subject::EpochKey;
+use crate::subject::epochs::EpochKeys;
 
 /// What all workers share.
 pub struct Gateway {
@@ -39,7 +39,9 @@ pub struct Gateway {
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
     pub pressure: Pressure,
-    epoch_key: EpochKey,
+    epochs: ArcSwap<EpochKeys>,
+    /// One change of the epochs at a time.
+    pub(crate) changing_epochs: Mutex<()>,
     phase: watch::Sender<Phase>,
 }
 
@@ -86,8 +88,10 @@ impl Gateway {
         let settings = snapshot.settings.clone();
         let address = settings.listen.address;
         let failed = |what: String| move |error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
-        let epoch_key =
-            EpochKey::load_or_create(&settings.epoch_key()).map_err(|error| StartError::Failed(error.to_string()))?;
+        let (epochs, epoch_changes) = settings
+            .keyring()
+            .open(clock.now(), settings.epochs.overlap)
+            .map_err(|error| StartError::Failed(error.to_string()))?;
         let metrics = Metrics::new().map_err(|error| failed("metrics".to_owned())(&error))?;
         let workers = settings.listen.workers;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -124,9 +128,11 @@ impl Gateway {
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
             pressure,
-            epoch_key,
+            epochs: ArcSwap::from_pointee(epochs),
+            changing_epochs: Mutex::new(()),
             phase,
         });
+        epoch_changes.iter().for_each(|change| gateway.epoch_changed(change));
         type Task = Box<dyn FnOnce(Arc<Gateway>) -> io::Result<()> + Send>;
         let mut tasks: Vec<(String, Task)> = Vec::new();
         for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
@@ -164,8 +170,13 @@ impl Gateway {
         self.state.keep(ledger)
     }
 
-    pub fn epoch_key(&self) -> &EpochKey {
-        &self.epoch_key
+    /// The keys of this moment that turn people into tokens. Load them once for each unit of work.
+    pub fn epochs(&self) -> Arc<EpochKeys> {
+        self.epochs.load_full()
+    }
+
+    pub(crate) fn swap_epochs(&self, epochs: EpochKeys) {
+        self.epochs.store(Arc::new(epochs));
     }
 
     /// Whether a balancer should send partners here. `Err` says why not.
@@ -189,11 +200,13 @@ impl Gateway {
 
     /// Brings to the disk what has to outlive the machine; ends with the gateway.
     async fn persist(&self) {
+        let mut rotation_fails = false;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(PERSIST_EVERY) => {}
                 () = self.drained() => return,
             }
+            self.rotate_when_due(&mut rotation_fails);
             let broken = self.state.is_broken();
             // What failed was logged where it did.
             if self.state.persist(self.clock.now()).is_ok() && broken {

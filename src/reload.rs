@@ -188,12 +188,13 @@ fn fingerprint_of(files: &[PathBuf]) -> u64 {
 /// What only a new process can change.
 fn immovable(file: &str, old: &Settings, new: &Settings) -> Vec<Problem> {
     let values = |settings: &Settings| {
-        let Settings { listen, metrics, directory, log, sandbox, memory_max, .. } = settings;
+        let Settings { listen, metrics, directory, log, sandbox, memory_max, epochs, .. } = settings;
         [
             ("listen.address", listen.address.to_string()),
             ("listen.workers", listen.workers.to_string()),
             ("metrics.address", metrics.address.to_string()),
             ("data.directory", directory.display().to_string()),
+            ("epochs.credentials", format!("{:?}", epochs.credentials.is_some())),
             ("log", format!("{log:?}")),
             ("sandbox", format!("{sandbox:?}")),
             ("pressure.memory_max", format!("{memory_max:?}")),

@@ -113,7 +113,7 @@ impl Grants {
         let Settings { listen, metrics, directory: data, sandbox, .. } = &config.settings;
         let mut grants = Grants::default();
         grants.read.insert(directory.to_owned());
-        for file in config.settings.files().chain([config.settings.epoch_key()]) {
+        for file in config.settings.files().chain(config.settings.keyring().files()) {
             grants.read.extend(directories(&file));
         }
         let mut before = None;
@@ -122,6 +122,7 @@ impl Grants {
                 grants.read.extend(directories(Path::new(&*network.note.file)));
             }
         }
+        grants.read.extend(config.settings.epochs.credentials.iter().filter(|given| given.is_dir()).cloned());
         grants.read.extend(sandbox.read.iter().cloned());
         grants.read.extend(pressure::directories());
         grants.write.insert(data.clone());

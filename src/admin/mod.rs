@@ -3,6 +3,8 @@
 //! One request a connection, one line of JSON each way. The answer is text for people and the exit code of the command
 //! that asked, so that every client is a few lines.
 
+mod epochs;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -25,8 +27,24 @@ use crate::state::freeze::Freeze;
 pub enum Command {
     Status,
     Reload,
-    Freeze { partner: String, reason: String },
-    Thaw { partner: String },
+    Freeze {
+        partner: String,
+        reason: String,
+    },
+    Thaw {
+        partner: String,
+    },
+    /// Every epoch; as a line of JSON each, or for people.
+    Epochs {
+        json: bool,
+    },
+    RotateEpochs {
+        reason: String,
+    },
+    DestroyEpoch {
+        number: u32,
+        reason: String,
+    },
 }
 
 /// What came of it.
@@ -43,6 +61,8 @@ pub enum Outcome {
     Done,
     /// There is nobody or nothing of that name.
     Unknown,
+    /// It may not be done now.
+    Denied,
     /// The configuration is refused.
     Refused,
     /// It could not be done, or not wholly.
@@ -120,15 +140,25 @@ async fn obey(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
         Command::Status => status(&gateway),
         Command::Reload => {
             tracing::info!(by, "told to reload");
-            let reloaded = tokio::task::spawn_blocking(move || reload(&gateway)).await;
-            reloaded.unwrap_or_else(|error| Answer { outcome: Outcome::Failed, lines: vec![error.to_string()] })
+            waited(move || reload(&gateway)).await
         }
         Command::Freeze { partner, reason } => {
             let freeze = Freeze { since: gateway.clock.now(), by: by.clone(), reason };
             set_freeze(&partner, Some(freeze), &by, gateway).await
         }
         Command::Thaw { partner } => set_freeze(&partner, None, &by, gateway).await,
+        Command::Epochs { json } => epochs::list(&gateway, json),
+        Command::RotateEpochs { reason } => waited(move || epochs::rotate(&gateway, &by, &reason)).await,
+        Command::DestroyEpoch { number, reason } => {
+            waited(move || epochs::destroy(&gateway, number, &by, &reason)).await
+        }
     }
+}
+
+/// What waits for files, on a thread that may.
+async fn waited(command: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    let done = tokio::task::spawn_blocking(command).await;
+    done.unwrap_or_else(|error| Answer { outcome: Outcome::Failed, lines: vec![error.to_string()] })
 }
 
 fn reload(gateway: &Gateway) -> Answer {

@@ -61,7 +61,7 @@ pub fn thaw(Thaw { partner, target }: Thaw) -> u8 {
     tell(&target, &Command::Thaw { partner })
 }
 
-fn tell(target: &Target, command: &Command) -> u8 {
+pub fn tell(target: &Target, command: &Command) -> u8 {
     // Only the one key that is needed: a reload of a broken configuration has to reach the gateway to be refused.
     let directory = match &target.data {
         Some(directory) => directory.clone(),
@@ -80,7 +80,7 @@ fn tell(target: &Target, command: &Command) -> u8 {
     };
     let code = match answer.outcome {
         Outcome::Done => YES,
-        Outcome::Unknown => NO,
+        Outcome::Unknown | Outcome::Denied => NO,
         Outcome::Refused => REFUSED,
         Outcome::Failed => FAILED,
     };

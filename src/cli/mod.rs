@@ -4,6 +4,7 @@
 mod check;
 mod control;
 mod demo;
+mod epochs;
 mod explain;
 mod pki;
 mod reasons;
@@ -44,11 +45,21 @@ enum Command {
     Thaw(control::Thaw),
     /// Says how the running gateway is
     Status(control::Target),
+    /// What is kept of requests, and the keys that people are hidden under in it
+    #[command(subcommand)]
+    Audit(Audit),
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
     /// Lists every reason for a refusal as a Markdown table
     Reasons,
+}
+
+#[derive(Subcommand)]
+enum Audit {
+    /// The keys that people are hidden under
+    #[command(subcommand)]
+    Epochs(epochs::Epochs),
 }
 
 /// What replaces the values of the configuration's files.
@@ -100,6 +111,7 @@ pub fn run() -> ExitCode {
         Command::Freeze(arguments) => control::freeze(arguments),
         Command::Thaw(arguments) => control::thaw(arguments),
         Command::Status(target) => control::status(target),
+        Command::Audit(Audit::Epochs(command)) => epochs::run(command),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),
     };

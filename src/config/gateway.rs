@@ -43,6 +43,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let memory_max = root.want_table("pressure", memory_max);
     let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
     let data = root.table("data", |table| data(table, directory));
+    let epochs = root.want_table("epochs", epochs);
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", |table| backend(table, directory));
@@ -62,6 +63,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             sandbox: sandbox.flatten().unwrap_or_else(default_sandbox),
             memory_max: memory_max.flatten().flatten(),
             directory: data?,
+            epochs: epochs.flatten().unwrap_or_else(default_epochs),
             backends,
             limiter_entries_max: entries_max.flatten().unwrap_or(ENTRIES_MAX) as usize,
         })
@@ -82,6 +84,48 @@ fn unique<'a>(root: &Reader, key: &'static str, names: impl Iterator<Item = &'a 
 
 pub fn data(table: &Reader, directory: &Path) -> Option<PathBuf> {
     Some(directory.join(table.need_text("directory")?))
+}
+
+fn default_epochs() -> Epochs {
+    Epochs { rotate: None, overlap: 31 * DAY, credentials: None }
+}
+
+fn epochs(table: &Reader) -> Option<Epochs> {
+    let default = default_epochs();
+    let rotate = table.duration("rotate", Duration::ZERO..=EPOCH_MAX, Duration::ZERO);
+    let overlap = table.duration("overlap", Duration::ZERO..=EPOCH_MAX, default.overlap);
+    let credentials = table.boolean("credentials", false);
+    let (rotate, overlap) = (rotate?, overlap?);
+    if !rotate.is_zero() && rotate < overlap {
+        let hint = format!("people are counted under two epochs at the most; it is at least {}", shown(overlap));
+        table.problem("rotate", "the next epoch would begin before the overlap with the last is over", hint);
+        return None;
+    }
+    let credentials = credentials?;
+    if credentials && !rotate.is_zero() {
+        let hint = "no key is made where keys are credentials: remove one of the two";
+        table.problem("rotate", "epochs.credentials is set", hint);
+        return None;
+    }
+    // Who only checks the configuration has none; a gateway then finds no key there, and says so.
+    let given = || std::env::var_os(CREDENTIALS).unwrap_or_else(|| format!("${CREDENTIALS}").into());
+    let credentials = credentials.then(given).map(PathBuf::from);
+    Some(Epochs { rotate: Some(rotate).filter(|rotate| !rotate.is_zero()), overlap, credentials })
+}
+
+/// Set by systemd.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Longer than any rate takes to be full again.
+const EPOCH_MAX: Duration = DAY.saturating_mul(101 * 366);
+
+/// A duration as it is written down: in days where it is some.
+pub fn shown(duration: Duration) -> String {
+    let (days, seconds) = (duration.as_secs() / DAY.as_secs(), duration.as_secs());
+    match duration.is_zero() || duration > days as u32 * DAY {
+        true => format!("{}s", seconds + u64::from(duration.subsec_nanos() > 0)),
+        false => format!("{days}d"),
+    }
 }
 
 const ENTRIES_MAX: i64 = 1_000_000;

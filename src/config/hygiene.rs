@@ -136,10 +136,11 @@ fn settings(settings: &Settings, found: &mut Vec<Problem>) {
             found.push(problem.at_line(backend.place.line as usize).with_value(server.to_string()).with_hint(hint));
         }
     }
-    let epoch_key = settings.epoch_key();
-    let own = [("tls.key", settings.tls.key.as_path()), ("data.directory", &epoch_key)];
+    let epoch_keys = settings.keyring().files();
+    let epoch_keys = epoch_keys.iter().map(|path| ("data.directory", path.as_path()));
+    let own = [("tls.key", settings.tls.key.as_path())].into_iter().chain(epoch_keys);
     let clients = settings.backends.iter().filter_map(|backend| backend.tls.as_ref()?.client.as_ref());
-    for (key, path) in own.into_iter().chain(clients.map(|client| ("backend.tls.key", client.key.as_path()))) {
+    for (key, path) in own.chain(clients.map(|client| ("backend.tls.key", client.key.as_path()))) {
         if let Some(mode) = exposed(path) {
             let message = format!("readable by others (mode {mode:04o})");
             let hint = format!("chmod 600 {}", path.display());

@@ -151,6 +151,7 @@ fn read_all(directory: &Path, overrides: &Overrides, problems: &RefCell<Vec<Prob
     let mut settings = gateway.settings;
     if let Some(settings) = &mut settings {
         override_settings(settings, overrides, problems);
+        overlap_fits(settings, &partners, &mut problems.borrow_mut());
     }
     let backends = settings.as_ref().map_or(&[][..], |settings| &settings.backends);
     let policy = assemble(partners, gateway.routes, backends, gateway.hosts, problems);
@@ -221,6 +222,20 @@ fn same_names(partners: &[Partner], problems: &mut Vec<Problem>) {
             let problem = Problem::error(&*partner.place.file, "name", message).at_line(partner.place.line as usize);
             problems.push(problem.with_value(&*partner.name).with_hint("a partner is one file"));
         }
+    }
+}
+
+/// An overlap that ends before somebody's count is paid back would give it back.
+fn overlap_fits(settings: &Settings, partners: &[Partner], problems: &mut Vec<Problem>) {
+    let overlap = settings.epochs.overlap;
+    for partner in partners.iter().filter(|partner| partner.limits.subject.refill() > overlap) {
+        let (rate, place) = (partner.limits.subject, &partner.limits_place);
+        let (needed, overlap) = (gateway::shown(rate.refill()), gateway::shown(overlap));
+        let message =
+            format!("takes {needed} to be full again, longer than epochs.overlap ({overlap}) in gateway.toml");
+        let problem = Problem::error(&*place.file, "limits.subject", message).at_line(place.line as usize);
+        let hint = format!("a change of epochs would give it back: let epochs.overlap be at least {needed}");
+        problems.push(problem.with_value(rate.to_string()).with_hint(hint));
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::policy::route::Place;
+use crate::subject::epochs::Keyring;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -21,6 +22,7 @@ pub struct Settings {
     pub memory_max: Option<u64>,
     /// Where everything is kept that outlives the process.
     pub directory: PathBuf,
+    pub epochs: Epochs,
     pub backends: Vec<Backend>,
     /// Keys that the state may remember for one partner: source addresses and people together.
     pub limiter_entries_max: usize,
@@ -126,6 +128,17 @@ pub enum Confinement {
     /// Where the kernel has it.
     On,
     Off,
+}
+
+/// How long people are hidden under one key.
+#[derive(Clone, Debug)]
+pub struct Epochs {
+    /// `None`: until an operator says so.
+    pub rotate: Option<Duration>,
+    /// How long people are still counted under the epoch before as well.
+    pub overlap: Duration,
+    /// Where keys are that the service manager gave to this process; `None`: they are made and kept in the data directory.
+    pub credentials: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -256,9 +269,9 @@ impl Settings {
         control_socket(&self.directory)
     }
 
-    /// The file of the key that turns people into tokens.
-    pub fn epoch_key(&self) -> PathBuf {
-        self.directory.join("epoch.key")
+    /// Where the keys lie that turn people into tokens.
+    pub fn keyring(&self) -> Keyring {
+        Keyring::new(&self.directory, self.epochs.credentials.clone())
     }
 }
 

@@ -16,6 +16,13 @@ pub struct Rate {
     pub burst: u32,
 }
 
+impl Rate {
+    /// How long it takes at most until nothing of it is used up any more.
+    pub fn refill(&self) -> Duration {
+        (self.period / self.count.max(1)).saturating_mul(self.burst)
+    }
+}
+
 impl std::fmt::Display for Rate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let period = match self.period.as_secs() {
@@ -41,13 +48,26 @@ pub fn site(address: IpAddr) -> IpAddr {
 /// The first 16 bytes of a subject's token: enough to tell people apart, half the memory.
 pub type SubjectKey = [u8; 16];
 
+/// A person as counted: under this epoch's key and, while the overlap lasts, also as counted under the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Person {
+    pub key: SubjectKey,
+    pub previous: Option<SubjectKey>,
+}
+
+impl From<SubjectKey> for Person {
+    fn from(key: SubjectKey) -> Person {
+        Person { key, previous: None }
+    }
+}
+
 /// One thing that a request uses up, always of the partner that sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge<'p> {
     RequestRate(Rate),
     RouteRate(&'p str, Rate),
     SourceRate(IpAddr, Rate),
-    SubjectRate(SubjectKey, Rate),
+    SubjectRate(Person, Rate),
     /// Given back when the answer has ended.
     InFlight(u32),
     RouteInFlight(&'p str, u32),

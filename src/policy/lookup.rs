@@ -34,6 +34,10 @@ pub enum HeaderValue<'a> {
 pub struct Lookup {
     pub subject: Subject,
     pub token: Token,
+    /// Under the key of the epoch before, while people are still counted under it.
+    pub previous: Option<Token>,
+    /// Number of the token's epoch.
+    pub epoch: u32,
     pub purpose: Option<String>,
     pub actor: Option<Actor>,
     /// Written anew from what was parsed, with the canonical identifier.
@@ -93,8 +97,15 @@ pub fn body_readable<'a>(
     if json && utf8 { Ok(()) } else { Err(Reason::ContentType) }
 }
 
-/// Reads what a lookup route declares, refuses the rest.
-pub fn read(route: &LookupRoute, whole: &Route, asked: &Asked, key: &EpochKey) -> Result<Lookup, Reason> {
+/// Reads what a lookup route declares, refuses the rest. `previous` is the key of the epoch before, while people are still
+/// counted under it.
+pub fn read(
+    route: &LookupRoute,
+    whole: &Route,
+    asked: &Asked,
+    key: &EpochKey,
+    previous: Option<&EpochKey>,
+) -> Result<Lookup, Reason> {
     let mut parameters = read_query(&route.parameters, asked.query)?;
     let mut members = match &route.body {
         Some(shape) => Some((shape, shape.read(asked.body)?)),
@@ -167,9 +178,10 @@ pub fn read(route: &LookupRoute, whole: &Route, asked: &Asked, key: &EpochKey) -
         // The backend gets the canonical id from `forward`, which writes every header itself.
         Location::Header(_) => {}
     }
-    let token = key.token(&subject);
+    let (token, epoch) = (key.token(&subject), key.number());
+    let previous = previous.map(|key| key.token(&subject));
     let body = members.map(|(shape, values)| shape.write(&values));
-    Ok(Lookup { subject, token, purpose, actor, body, target: with_query(path, &parameters) })
+    Ok(Lookup { subject, token, previous, epoch, purpose, actor, body, target: with_query(path, &parameters) })
 }
 
 /// The path and query that the backend of a pass route gets: declared parameters only, written anew.

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use admit::{Hours, Standing};
-use charge::{Charge, Rate, Receipt};
+use charge::{Charge, Person, Rate, Receipt};
 use entitle::Grant;
 use identify::{Credential, Identities, Identity};
 use lookup::Lookup;
@@ -355,7 +355,8 @@ impl<'p> Admission<'p> {
         if partner.actor_required && lookup.actor.is_none() {
             return Err(Reason::ActorMissing);
         }
-        *charge = Some(Charge::SubjectRate(lookup.token.key(), partner.limits.subject));
+        let person = Person { key: lookup.token.key(), previous: lookup.previous.map(|token| token.key()) };
+        *charge = Some(Charge::SubjectRate(person, partner.limits.subject));
         Ok(Permit { route, partner, purpose: Some(purpose), trail: Trail::default() })
     }
 

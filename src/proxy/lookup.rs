@@ -7,11 +7,12 @@ use hyper::HeaderMap;
 use super::intake::single;
 use super::paced::{Bounds, Unread};
 use super::upstream::body_fault;
+use crate::clock::Timestamp;
+use crate::gateway::Gateway;
 use crate::policy::head::Target;
 use crate::policy::lookup::{self, Asked, Lookup};
 use crate::policy::reason::Reason;
 use crate::policy::route::{LookupRoute, Route};
-use crate::subject::EpochKey;
 
 /// `bounds` are those of the connection; the route's cap replaces theirs.
 #[expect(clippy::too_many_arguments, reason = "the facts of one request, each from another step")]
@@ -22,7 +23,8 @@ pub async fn read(
     body: &mut Unread,
     target: &Target<'_>,
     captures: &[Range<usize>],
-    key: &EpochKey,
+    gateway: &Gateway,
+    now: Timestamp,
     bounds: Bounds,
 ) -> Result<Lookup, Reason> {
     let header = |name: &str| single(headers, name);
@@ -36,5 +38,7 @@ pub async fn read(
     };
     let body = body.as_deref().unwrap_or_default();
     let asked = Asked { path: &target.path, captures, query: target.query, header: &header, body };
-    lookup::read(declared, route, &asked, key)
+    // Not before the body is there: nobody is to be counted under keys that were replaced meanwhile.
+    let keys = gateway.epochs();
+    lookup::read(declared, route, &asked, keys.current(), keys.previous(now).map(|key| &**key))
 }

@@ -121,8 +121,8 @@ async fn exchange(
             (plan, payload)
         }
         RouteKind::Lookup(declared) => {
-            let (captures, key) = (admission.captures(), gateway.epoch_key());
-            let read = lookup::read(declared, route, &intake.headers, body, &target, captures, key, bounds);
+            let (captures, now) = (admission.captures(), record.now);
+            let read = lookup::read(declared, route, &intake.headers, body, &target, captures, gateway, now, bounds);
             let read = record.reading(read).await;
             record.looked_up(declared.kind, &read);
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));

@@ -293,7 +293,7 @@ impl PartnerState {
                 Charge::RequestRate(_) => Fact::Requests,
                 Charge::RouteRate(route, _) => Fact::Route(route),
                 Charge::SourceRate(source, _) => Fact::Source(source),
-                Charge::SubjectRate(subject, _) => Fact::Subject(subject),
+                Charge::SubjectRate(person, _) => Fact::Subject(person.key),
                 Charge::InFlight(_) | Charge::RouteInFlight(..) => continue,
             };
             ledger.note(&self.name, fact, bucket.time());
@@ -416,7 +416,14 @@ impl Used {
                 (rate, Some(&mut self.routes[route].requests))
             }
             Charge::SourceRate(source, rate) => (rate, self.sources.get_mut(&source)),
-            Charge::SubjectRate(subject, rate) => (rate, self.subjects.get_mut(&subject)),
+            Charge::SubjectRate(person, rate) => {
+                if let Some(before) = person.previous.and_then(|key| self.subjects.remove(&key)) {
+                    // Of the two counts of an overlap the later is the true one. It needs no room: it takes the other's.
+                    let bucket = self.subjects.entry(person.key).or_default();
+                    *bucket = before.max(*bucket);
+                }
+                (rate, self.subjects.get_mut(&person.key))
+            }
         };
         let bucket = match bucket {
             Some(bucket) => {
@@ -447,7 +454,7 @@ impl Used {
                 self.routes[route].requests = bucket;
             }
             (Charge::SourceRate(source, _), Some(bucket)) => _ = self.sources.insert(source, bucket),
-            (Charge::SubjectRate(subject, _), Some(bucket)) => _ = self.subjects.insert(subject, bucket),
+            (Charge::SubjectRate(person, _), Some(bucket)) => _ = self.subjects.insert(person.key, bucket),
             (_, None) => {}
         }
     }
@@ -655,8 +662,9 @@ mod tests {
     #[test]
     fn a_full_store_refuses_rather_than_forget_what_is_owed() {
         let partner = partner();
-        let person =
-            |id: u8| Charge::SubjectRate([id; 16], Rate { count: 1, period: Duration::from_secs(100), burst: 1 });
+        let person = |id: u8| {
+            Charge::SubjectRate([id; 16].into(), Rate { count: 1, period: Duration::from_secs(100), burst: 1 })
+        };
         for id in 0..4 {
             assert_eq!(refused(pay(&partner, &[person(id)], NOW).0), None);
         }
@@ -739,7 +747,7 @@ mod tests {
         let partner = partner();
         let slow = Rate { count: 1, period: Duration::from_secs(100), burst: 1 };
         let shadow = Shadow::from_iter([Reason::RateSubject]);
-        let person = |id: u8| pay_beside(&partner, &[Charge::SubjectRate([id; 16], slow)], shadow, NOW).0;
+        let person = |id: u8| pay_beside(&partner, &[Charge::SubjectRate([id; 16].into(), slow)], shadow, NOW).0;
         for id in 0..4 {
             assert_eq!(person(id), Receipt::Paid);
         }
@@ -801,7 +809,7 @@ mod tests {
             Charge::RouteRate("lookup", slow),
             Charge::SourceRate(source, slow),
         ];
-        let person = [Charge::SubjectRate([7; 16], slow)];
+        let person = [Charge::SubjectRate([7; 16].into(), slow)];
         let name: Arc<str> = "icmr".into();
         let charge = |state: &State, charges: &[Charge], now| {
             let mut ledger = Ledger::default();

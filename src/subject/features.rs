@@ -46,6 +46,13 @@ impl Mark {
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    /// The first half of a tag.
+    pub(super) fn of(tag: [u8; 32]) -> Mark {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&tag[..16]);
+        Mark(bytes)
+    }
 }
 
 /// Thirty-two lower-case hex digits.
@@ -100,9 +107,7 @@ impl EpochKey {
 
     /// `domain` is the name of no kind, so no mark is the beginning of a token.
     fn mark(&self, domain: &str, kind: Kind, part: &[u8]) -> Mark {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&self.mac(&[domain.as_bytes(), kind.as_str().as_bytes(), part])[..16]);
-        Mark(bytes)
+        Mark::of(self.mac(&[domain.as_bytes(), kind.as_str().as_bytes(), part]))
     }
 }
 

@@ -10,7 +10,7 @@ use aws_lc_rs::{digest, hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Subject;
+use super::{Mark, Subject};
 
 /// HMAC-SHA-256 of kind, a zero byte and canonical id under an epoch key: the only form of a subject that rests.
 ///
@@ -50,7 +50,9 @@ impl fmt::Debug for Token {
 
 /// The secret of one epoch. Whoever holds it and the audit can find out who was asked for, so the file lies elsewhere
 /// than the audit does.
+#[derive(Clone)]
 pub struct EpochKey {
+    number: u32,
     id: String,
     key: hmac::Key,
 }
@@ -71,14 +73,27 @@ impl EpochKey {
     ///
     /// The file is one line, `dwarpal-epoch-key-v1:` and 32 bytes in base64, and nobody but its owner may read or write
     /// it. Of several processes that start at once, one makes the key and all use it. Errors name the path.
-    pub fn load_or_create(path: &Path) -> Result<EpochKey, KeyError> {
+    pub(super) fn load_or_create(path: &Path) -> Result<EpochKey, KeyError> {
         match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 create(path).map_err(|source| KeyError::Create { path: path.into(), source })?;
             }
             _ => {}
         }
+        EpochKey::load(path)
+    }
+
+    pub(super) fn load(path: &Path) -> Result<EpochKey, KeyError> {
         load(path)
+    }
+
+    pub(super) fn numbered(self, number: u32) -> EpochKey {
+        EpochKey { number, ..self }
+    }
+
+    /// Of its epoch, counted from 1; 0 for one that ends with the process.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
     /// Eight hex digits that name the key: the beginning of its SHA-256.
@@ -91,7 +106,28 @@ impl EpochKey {
         Token(self.mac(&[subject.kind().as_str().as_bytes(), subject.expose().as_bytes()]))
     }
 
-    /// HMAC-SHA-256 of the parts with a zero byte between them. No part contains one, so no two lists collide.
+    /// A keyed name of an actor, as the partner calls it.
+    pub fn actor(&self, actor: &str) -> Mark {
+        Mark::of(self.mac(&[ACTOR.as_bytes(), actor.as_bytes()]))
+    }
+
+    /// A keyed digest of a whole body.
+    pub fn digest(&self, bytes: &[u8]) -> Mark {
+        let mut digest = self.digester();
+        digest.update(bytes);
+        digest.finish()
+    }
+
+    /// The same, piece by piece.
+    pub fn digester(&self) -> Digester {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(BODY.as_bytes());
+        context.update(&[0]);
+        Digester(context)
+    }
+
+    /// HMAC-SHA-256 of the parts with a zero byte between them. Only the last part of a domain may contain one, so no two
+    /// lists collide.
     pub(super) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.key);
         for (place, part) in parts.iter().enumerate() {
@@ -100,18 +136,41 @@ impl EpochKey {
             }
             context.update(part);
         }
-        // The tag of SHA-256 is always 32 bytes.
-        let mut tag = [0; 32];
-        tag.copy_from_slice(context.sign().as_ref());
-        tag
+        tag(context)
     }
 
     fn from_secret(secret: &[u8; KEY_BYTES]) -> EpochKey {
         EpochKey {
+            number: 0,
             id: hex(&digest::digest(&digest::SHA256, secret).as_ref()[..4]),
             key: hmac::Key::new(hmac::HMAC_SHA256, secret),
         }
     }
+}
+
+/// What is hashed under a key begins with a domain and a zero byte: the name of a kind for tokens, else one of these. They
+/// are the names of no kind, so nothing of one domain equals anything of another.
+const ACTOR: &str = "actor";
+const BODY: &str = "body";
+
+/// A keyed digest under way.
+pub struct Digester(hmac::Context);
+
+impl Digester {
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    pub fn finish(self) -> Mark {
+        Mark::of(tag(self.0))
+    }
+}
+
+/// The tag of SHA-256 is always 32 bytes.
+fn tag(context: hmac::Context) -> [u8; 32] {
+    let mut tag = [0; 32];
+    tag.copy_from_slice(context.sign().as_ref());
+    tag
 }
 
 impl fmt::Debug for EpochKey {
@@ -168,11 +227,9 @@ impl fmt::Display for KeyError {
                  and consider the key known to them",
                 path = path.display()
             ),
-            KeyError::Malformed { path, flaw } => write!(
-                f,
-                "epoch key {} {flaw}; restore it from a copy, or remove it for a new key that knows nobody seen before",
-                path.display()
-            ),
+            KeyError::Malformed { path, flaw } => {
+                write!(f, "epoch key {} {flaw}; restore it from a copy", path.display())
+            }
         }
     }
 }
@@ -301,6 +358,30 @@ mod tests {
         assert_ne!(key.token(&subject(Kind::Abha)), key.token(&subject(Kind::Beneficiary)));
         assert_ne!(key.token(&mobile()), other.token(&mobile()));
         assert_ne!(key.id(), other.id());
+    }
+
+    #[test]
+    fn actors_and_bodies_are_named_apart_from_people_and_from_each_other() {
+        let key = EpochKey::ephemeral();
+        let parts = ["block", "series", ACTOR, BODY];
+        let domains: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).chain(parts).collect();
+        for (at, domain) in domains.iter().enumerate() {
+            // A zero byte ends the domain, so that none is the beginning of another's input.
+            assert!(!domain.contains('\0') && !domains[..at].contains(domain), "{domain}");
+        }
+        let actor = key.actor("6412345678");
+        assert_ne!(actor.as_bytes()[..], key.token(&mobile()).as_bytes()[..16]);
+        assert_ne!(actor, key.digest(b"6412345678"));
+        assert_ne!(actor, EpochKey::ephemeral().actor("6412345678"));
+        assert_eq!(actor, key.actor("6412345678"));
+        // Not even a body that is written like the input of another domain.
+        let body = format!("mobile\0{}", mobile().expose());
+        assert_ne!(key.digest(body.as_bytes()).as_bytes()[..], key.token(&mobile()).as_bytes()[..16]);
+        let tag = hmac::sign(&key.key, b"body\0one\0two");
+        assert_eq!(key.digest(b"one\0two").as_bytes()[..], tag.as_ref()[..16]);
+        let mut pieces = key.digester();
+        ["o", "", "ne\0", "two"].iter().for_each(|piece| pieces.update(piece.as_bytes()));
+        assert_eq!(pieces.finish(), key.digest(b"one\0two"));
     }
 
     #[test]

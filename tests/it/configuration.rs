@@ -188,6 +188,10 @@ const MISTAKES: &[Mistake] = &[
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-aadhaar\"\nshadow = [\"requests\"]", Of(ICMR, "shadow = [\"requests\"]\n"), "grant[1].shadow", &["there is no requests here", "add requests"]),
     (ICMR, "# shadow = true ", "shadow = \"true\" ", Changed, "network[0].shadow = \"true\"", &["true or false, without quotes"]),
     (NETWORKS, "10.20.17.64/26    # ", "10.20.17.64/26    # shadow=1 ", Changed, "shadow = \"1\"", &["neither true nor false", "write shadow=true"]),
+    (GATEWAY, "# rotate = \"0d\"", "[epochs]\nrotate = \"30d\"", Of(GATEWAY, "rotate = \"30d\""), "epochs.rotate = \"30d\"", &["before the overlap with the last is over", "at least 31d"]),
+    (GATEWAY, "# overlap = \"31d\"", "[epochs]\noverlap = \"45min\"", Of("partners/travel-desk.toml", "[limits]"), "limits.subject = \"3/h burst 3\"", &["takes 3600s", "longer than epochs.overlap (2700s)", "at least 3600s"]),
+    (ICMR, "subject = \"6/h burst 3\"", "subject = \"1/d burst 40\"", Of(ICMR, "[limits]"), "limits.subject = \"1/d burst 40\"", &["takes 40d", "longer than epochs.overlap (31d)", "at least 40d"]),
+    (GATEWAY, "# credentials = false", "[epochs]\nrotate = \"90d\"\ncredentials = true", Of(GATEWAY, "rotate = \"90d\""), "epochs.rotate = \"90d\"", &["epochs.credentials is set", "remove one"]),
     // Names: unknown, taken, or for the same thing.
     (ICMR, "issuer = \"partners\"", "issuer = \"partner\"", Changed, "identity[0].issuer = \"partner\"", &["no such [[issuer]]; there are: partners"]),
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-adhaar\"", Changed, "grant[1].route = \"lookup-by-adhaar\"", &["no such [[route]]; there are: lookup-by-mobile, "]),

@@ -8,6 +8,8 @@ mod balancer;
 mod clients;
 /// The shipped configuration, and what a mistaken one is told.
 mod configuration;
+/// Keys that follow each other while people are counted as before, and keys that are destroyed.
+mod epochs;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
 /// Hostile callers: bytes, frames, slowness and floods, row by row.

@@ -21,7 +21,7 @@ use dwarpal::config::settings::Overrides;
 use dwarpal::config::{self, Config};
 use dwarpal::explain::explain;
 use dwarpal::policy::admit::Standing;
-use dwarpal::policy::charge::{Charge, Receipt};
+use dwarpal::policy::charge::{Charge, Person, Receipt};
 use dwarpal::policy::head::{Target, host_of, method_allowed};
 use dwarpal::policy::identify::{Credential, Proof};
 use dwarpal::policy::lookup::{self, Actor, Asked, HeaderValue, Lookup};
@@ -708,7 +708,7 @@ fn steps(
             let (path, query, body) = (&target.path, target.query, body.as_bytes());
             let asked = Asked { path, captures: &captures, query, header: &header, body };
             let readable = lookup::body_readable(declared, !body.is_empty(), &header);
-            let read = readable.and_then(|()| lookup::read(declared, route, &asked, key));
+            let read = readable.and_then(|()| lookup::read(declared, route, &asked, key, None));
             let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
             outcome.lookup = read.ok();
             plan
@@ -1420,7 +1420,7 @@ fn plain_caller() -> Caller {
 
 /// A permitted lookup: the token it is charged under, and what the backend gets.
 struct Permitted {
-    charged: [u8; 16],
+    charged: Person,
     lookup: Lookup,
 }
 
@@ -1440,7 +1440,7 @@ fn permitted(policy: &Policy, target: &str, body: &str, key: &EpochKey) -> Optio
     let header = |_: &str| HeaderValue::Absent;
     let (path, query) = (&target.path, target.query);
     let asked = Asked { path, captures: &captures, query, header: &header, body: body.as_bytes() };
-    let lookup = lookup::read(declared, route, &asked, key).ok()?;
+    let lookup = lookup::read(declared, route, &asked, key, None).ok()?;
     let plan = admission.plan_lookup(Ok(&lookup));
     let charges: Vec<_> = plan.charges().collect();
     let permit = plan.settle(Receipt::Paid).ok()?;
@@ -1454,7 +1454,7 @@ fn is_charged(permitted: &Permitted, text: &str, key: &EpochKey) -> bool {
     let subject = Subject::parse(Kind::Mobile, text).expect("the backend gets an identifier");
     subject.expose() == text
         && key.token(&subject) == permitted.lookup.token
-        && key.token(&subject).key() == permitted.charged
+        && Person::from(key.token(&subject).key()) == permitted.charged
         && subject == permitted.lookup.subject
 }
 
