@@ -50,9 +50,9 @@ pub enum Key {
 }
 
 /// The index of these entries, in their order. At most 65,536 of them.
-pub fn build<'a>(segment: u64, entries: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+pub fn build(segment: u64, entries: &[&[u8]]) -> Vec<u8> {
     let mut builder = Builder::new(segment);
-    entries.into_iter().for_each(|entry| builder.push(entry));
+    entries.iter().for_each(|entry| builder.push(entry));
     builder.finish()
 }
 
@@ -436,8 +436,8 @@ mod tests {
             .into_bytes()
     }
 
-    fn slices(entries: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
-        entries.iter().map(Vec::as_slice)
+    fn slices(entries: &[Vec<u8>]) -> Vec<&[u8]> {
+        entries.iter().map(Vec::as_slice).collect()
     }
 
     #[test]
@@ -450,7 +450,7 @@ mod tests {
             br#"{"event":"telepathy","v":9,"mood":{"deep":[1]}}"#.to_vec(),
             b"not json".to_vec(),
         ];
-        let index = Index::from_bytes(7, build(7, slices(&entries))).expect("an index");
+        let index = Index::from_bytes(7, build(7, &slices(&entries))).expect("an index");
         let header = index.header();
         let minute = |minute: u64| {
             Timestamp::parse("2026-03-01T09:00:00Z").expect("a time").as_nanos() + minute * 60_000_000_000
@@ -462,12 +462,12 @@ mod tests {
         assert_eq!(header.partners, ["p0", "p1"].map(str::to_owned).into());
         assert_eq!(header.epochs, ["new", "old"].map(str::to_owned).into());
         assert_eq!(header.notable, [3]);
-        assert!(Index::from_bytes(8, build(7, slices(&entries))).is_err(), "of another segment");
+        assert!(Index::from_bytes(8, build(7, &slices(&entries))).is_err(), "of another segment");
     }
 
     #[test]
     fn an_index_of_nothing_finds_nothing() {
-        let index = Index::from_bytes(0, build(0, [])).expect("an index");
+        let index = Index::from_bytes(0, build(0, &[])).expect("an index");
         assert!(index.candidates(Key::Token(Mark::NONE)).expect("asked").is_empty());
         assert!(index.candidates(Key::Decision(Uuid::nil())).expect("asked").is_empty());
     }
@@ -477,7 +477,7 @@ mod tests {
     fn a_person_may_fill_several_pages() {
         let entries: Vec<_> =
             (0..3_000).map(|n| entry(Some(if n % 3 == 0 { 9 } else { (n % 7) as u8 }), n as u8)).collect();
-        let index = Index::from_bytes(0, build(0, slices(&entries))).expect("an index");
+        let index = Index::from_bytes(0, build(0, &slices(&entries))).expect("an index");
         let found = index.candidates(Key::Token(Mark::from_bytes([9; 16]))).expect("asked");
         assert_eq!(found, (0..3_000).step_by(3).collect::<Vec<u16>>());
     }
@@ -488,7 +488,7 @@ mod tests {
             drawn in prop::collection::vec((prop::option::of(0..6u8), 0..20u8), 0..900), asked in 0..8u8,
         ) {
             let entries: Vec<_> = drawn.iter().map(|(person, decision)| entry(*person, *decision)).collect();
-            let index = Index::from_bytes(3, build(3, slices(&entries))).expect("an index");
+            let index = Index::from_bytes(3, build(3, &slices(&entries))).expect("an index");
             for key in [
                 Key::Token(Mark::from_bytes([asked; 16])),
                 Key::Token(Mark::from_bytes([asked ^ 0x80; 16])),
@@ -503,7 +503,7 @@ mod tests {
         #[test]
         fn no_flipped_bit_hides_anybody(flip in any::<prop::sample::Index>(), asked in 0..6u8) {
             let entries: Vec<_> = (0..1_000u32).map(|n| entry(Some((n % 6) as u8), n as u8)).collect();
-            let mut bytes = build(3, slices(&entries));
+            let mut bytes = build(3, &slices(&entries));
             let key = Key::Token(Mark::from_bytes([asked; 16]));
             let right = Index::from_bytes(3, bytes.clone()).expect("an index").candidates(key).expect("asked");
             let place = flip.index(8 * bytes.len());
@@ -520,7 +520,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Index::from_bytes(0, [&MAGIC[..], &bytes].concat());
-            let _ = build(0, [&bytes[..]]);
+            let _ = build(0, &[&bytes[..]]);
         }
     }
 }

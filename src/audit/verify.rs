@@ -41,6 +41,8 @@ pub struct Report {
     pub witnesses: Vec<(String, u64)>,
     /// Entries that were removed, as a `pruned` entry says; their hashes were verified.
     pub pruned: Vec<Range<u64>>,
+    /// Of these, those whose `pruned` entry comes after the checkpoint.
+    pub pruned_unsigned: Vec<Range<u64>>,
     /// Indexes that were compared with what the entries give.
     pub indexes: u64,
     /// Entries after the checkpoint: whole, but nobody has signed them yet.
@@ -65,6 +67,7 @@ pub fn verify(question: &Question, progress: &(dyn Fn(u64, u64) + Sync)) -> Repo
         continues: None,
         witnesses: Vec::new(),
         pruned: Vec::new(),
+        pruned_unsigned: Vec::new(),
         indexes: 0,
         pending: 0,
         torn_bytes: 0,
@@ -82,7 +85,6 @@ pub fn verify(question: &Question, progress: &(dyn Fn(u64, u64) + Sync)) -> Repo
         let walk = Walk::new(question.directory, checkpoint.size, progress);
         let segments = walk.segments(&mut faults);
         walk.upper_levels(&segments, &mut faults);
-        walk.absent(&segments, &mut report.pruned, &mut faults);
         let mut hashes = walk.hashes();
         if let Err(fault) = is_root(&checkpoint, "the checkpoint", &mut hashes) {
             faults.add(fault);
@@ -93,7 +95,9 @@ pub fn verify(question: &Question, progress: &(dyn Fn(u64, u64) + Sync)) -> Repo
                 Err(fault) => faults.add(fault),
             }
         }
-        walk.journals(&mut report, &mut faults);
+        // What is about to be removed is said in the log first, perhaps after the checkpoint.
+        let said = walk.journals(&mut report, &mut faults);
+        walk.absent(&segments, said, &mut report, &mut faults);
         report.newest = segments.iter().rev().find_map(|segment| segment.newest);
         report.indexes = segments.iter().filter(|segment| segment.index_compared).count() as u64;
     }
@@ -313,7 +317,7 @@ impl<'a> Walk<'a> {
         let leaves: Vec<Hash> = bundle.entries().take(width).map(|(_, entry)| tree::leaf_hash(entry)).collect();
         for (_, entry) in bundle.entries().take(width) {
             builder.push(entry);
-            segment.note(entry);
+            segment.pruned.extend(pruned_by(entry));
         }
         let Some(hashes) = self.tile(tile, &mut segment.faults) else {
             if above.is_some_and(|above| *above != tree::root_of(&leaves)) {
@@ -420,28 +424,33 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What is not there has to have been removed by a rule.
-    fn absent(&self, segments: &[Segment], pruned: &mut Vec<Range<u64>>, faults: &mut Faults) {
-        let mut allowed: Vec<_> = segments.iter().flat_map(|segment| segment.pruned.iter().cloned()).collect();
-        allowed.sort_by_key(|range| range.start);
-        let allowed = joined(allowed);
-        let absent = joined(segments.iter().flat_map(|segment| segment.absent.iter().cloned()));
-        for range in absent {
-            if allowed.iter().any(|allowed| allowed.start <= range.start && range.end <= allowed.end) {
-                pruned.push(range);
-                continue;
+    /// What is not there has to have been removed by a rule, as the log says: under the checkpoint, or `after` it.
+    fn absent(&self, segments: &[Segment], after: Vec<Range<u64>>, report: &mut Report, faults: &mut Faults) {
+        let signed = joined(segments.iter().flat_map(|segment| segment.pruned.iter().cloned()).collect());
+        let after = joined(after);
+        let holds = |allowed: &[Range<u64>], range: &Range<u64>| {
+            allowed.iter().any(|allowed| allowed.start <= range.start && range.end <= allowed.end)
+        };
+        for absent in segments.iter().flat_map(|segment| joined(segment.absent.clone())) {
+            match absent {
+                range if holds(&signed, &range) => report.pruned.push(range),
+                range if holds(&after, &range) => report.pruned_unsigned.push(range),
+                range => faults.add(self.missing(&range)),
             }
-            let (bundle, width) =
-                (range.start / BUNDLE, TileId { level: 0, index: range.start / BUNDLE }.width(self.size));
-            let path = match width {
-                TILE_WIDTH => layout::bundle_path(bundle),
-                _ => layout::partial_bundle_path(bundle, width),
-            };
-            let (first, last) = (range.start, range.end - 1);
-            let what =
-                format!("is missing up to entry {last}, and no `pruned` entry of the log says that it was removed");
-            faults.add(Fault::of_entry(path, first, what));
         }
+        report.pruned = joined(std::mem::take(&mut report.pruned));
+        report.pruned_unsigned = joined(std::mem::take(&mut report.pruned_unsigned));
+    }
+
+    fn missing(&self, range: &Range<u64>) -> Fault {
+        let bundle = range.start / BUNDLE;
+        let path = match (TileId { level: 0, index: bundle }).width(self.size) {
+            TILE_WIDTH => layout::bundle_path(bundle),
+            width => layout::partial_bundle_path(bundle, width),
+        };
+        let last = range.end - 1;
+        let what = format!("is missing up to entry {last}, and no `pruned` entry of the log says that it was removed");
+        Fault::of_entry(path, range.start, what)
     }
 
     /// Hashes of the tree from its tiles.
@@ -460,13 +469,21 @@ impl<'a> Walk<'a> {
     }
 
     /// The journals, against the tiles as far as the checkpoint goes.
-    fn journals(&self, report: &mut Report, faults: &mut Faults) {
-        if let Err(fault) = self.read_journals(report, faults) {
+    /// What entries after that say was removed.
+    fn journals(&self, report: &mut Report, faults: &mut Faults) -> Vec<Range<u64>> {
+        let mut pruned = Vec::new();
+        if let Err(fault) = self.read_journals(report, &mut pruned, faults) {
             faults.add(fault);
         }
+        pruned
     }
 
-    fn read_journals(&self, report: &mut Report, faults: &mut Faults) -> Result<(), Fault> {
+    fn read_journals(
+        &self,
+        report: &mut Report,
+        pruned: &mut Vec<Range<u64>>,
+        faults: &mut Faults,
+    ) -> Result<(), Fault> {
         if !self.directory.join(layout::JOURNAL).exists() {
             return Ok(());
         }
@@ -493,7 +510,11 @@ impl<'a> Walk<'a> {
             tail.grow()?;
             for first in (0..tail.entries()).step_by(BUNDLE as usize) {
                 match tail.bundle(segment * SEGMENT + first) {
-                    Ok(Some(bundle)) => self.journalled(&path, &bundle, faults),
+                    Ok(Some(bundle)) => {
+                        self.journalled(&path, &bundle, faults);
+                        let after = bundle.entries().filter(|(index, _)| *index >= self.size);
+                        pruned.extend(after.filter_map(|(_, entry)| pruned_by(entry)));
+                    }
                     Ok(None) => break,
                     Err(fault) => faults.add(fault),
                 }
@@ -533,21 +554,21 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Segment {
-    /// What an entry says about the log itself.
-    fn note(&mut self, entry: &[u8]) {
-        const PRUNED: &[u8] = br#"{"event":"pruned""#;
-        if entry.starts_with(PRUNED)
-            && let Ok(Event::Pruned(pruned)) = Event::from_json(entry)
-            && pruned.from < pruned.until
-        {
-            self.pruned.push(pruned.from..pruned.until);
-        }
+/// What an entry says was removed.
+fn pruned_by(entry: &[u8]) -> Option<Range<u64>> {
+    const START: &[u8] = br#"{"event":"pruned""#;
+    if !entry.starts_with(START) {
+        return None;
+    }
+    match Event::from_json(entry) {
+        Ok(Event::Pruned(pruned)) => Some(pruned.from..pruned.until).filter(|range| !range.is_empty()),
+        _ => None,
     }
 }
 
-/// Ranges in order, with those that touch made one.
-fn joined(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+/// The same ranges in order, with those that touch made one.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
     let mut joined: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         match joined.last_mut() {
