@@ -10,6 +10,7 @@ pub mod journal;
 pub mod key;
 pub mod layout;
 pub mod note;
+pub mod proof;
 pub mod publish;
 pub mod read;
 pub mod tiles;
