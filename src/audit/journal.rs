@@ -398,7 +398,7 @@ impl Scan {
 
 /// Whether a batch begins somewhere after a bad frame. It was not begun before the bad frame's batch was durable, so that one
 /// was damaged later. Without one, the bad frame belongs to the last batch: pages of a write reach the disk in any order.
-fn is_followed_by_a_batch(bytes: &[u8], end: usize) -> bool {
+pub(super) fn is_followed_by_a_batch(bytes: &[u8], end: usize) -> bool {
     (end + 1..bytes.len()).any(|at| layout::read_frame(&bytes[at..]).is_ok_and(|frame| frame.begins_batch))
 }
 
