@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use crate::admin;
+use crate::audit::clock_sync::ClockStatus;
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
     pub pressure: Pressure,
+    /// What was found out last about the system's clock.
+    pub clock_status: ArcSwap<ClockStatus>,
     epochs: ArcSwap<EpochKeys>,
     /// One change of the epochs at a time.
     pub(crate) changing_epochs: Mutex<()>,
@@ -128,6 +131,7 @@ impl Gateway {
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
             pressure,
+            clock_status: ArcSwap::default(),
             epochs: ArcSwap::from_pointee(epochs),
             changing_epochs: Mutex::new(()),
             phase,

@@ -2,6 +2,7 @@
 //!
 //! Pure: `tree`, `note`, `layout`. On the disk: `journal` makes entries durable, `publish` makes the tree of them.
 
+pub mod clock_sync;
 mod disk;
 pub mod journal;
 pub mod key;

@@ -44,6 +44,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
     let data = root.table("data", |table| data(table, directory));
     let epochs = root.want_table("epochs", epochs);
+    let clock = root.want_table("clock", clock);
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", |table| backend(table, directory));
@@ -64,6 +65,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             memory_max: memory_max.flatten().flatten(),
             directory: data?,
             epochs: epochs.flatten().unwrap_or_else(default_epochs),
+            clock: clock.flatten().unwrap_or_else(default_clock),
             backends,
             limiter_entries_max: entries_max.flatten().unwrap_or(ENTRIES_MAX) as usize,
         })
@@ -84,6 +86,21 @@ fn unique<'a>(root: &Reader, key: &'static str, names: impl Iterator<Item = &'a 
 
 pub fn data(table: &Reader, directory: &Path) -> Option<PathBuf> {
     Some(directory.join(table.need_text("directory")?))
+}
+
+fn default_clock() -> ClockSources {
+    let here = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+    ClockSources { chrony: here(323), ntp: here(123) }
+}
+
+fn clock(table: &Reader) -> Option<ClockSources> {
+    let source = |text: &str| match text {
+        "off" => Ok(None),
+        _ => address(text).map(Some).map_err(|what| format!("{what}, or \"off\"")),
+    };
+    let (chrony, ntp) = (table.want("chrony", source), table.want("ntp", source));
+    let default = default_clock();
+    Some(ClockSources { chrony: chrony?.unwrap_or(default.chrony), ntp: ntp?.unwrap_or(default.ntp) })
 }
 
 fn default_epochs() -> Epochs {
