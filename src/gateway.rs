@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::admin;
 use crate::audit::{Audit, Keeper};
+use crate::audit::clock_sync::ClockStatus;
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
@@ -41,6 +42,8 @@ pub struct Gateway {
     pub request_lines: LogLimit,
     pub pressure: Pressure,
     pub audit: Audit,
+    /// What was found out last about the system's clock.
+    pub clock_status: ArcSwap<ClockStatus>,
     epochs: ArcSwap<EpochKeys>,
     /// One change of the epochs at a time.
     pub(crate) changing_epochs: Mutex<()>,
@@ -134,6 +137,7 @@ impl Gateway {
             request_lines: LogLimit::of_requests(),
             pressure,
             audit,
+            clock_status: ArcSwap::default(),
             epochs: ArcSwap::from_pointee(epochs),
             changing_epochs: Mutex::new(()),
             phase,

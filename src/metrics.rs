@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 use crate::audit::queue::Queue;
+use crate::audit::clock_sync::ClockStatus;
 use crate::clock::Timestamp;
 use crate::log;
 use crate::policy::PartnerId;
@@ -67,6 +68,10 @@ pub struct Metrics {
     pressure: IntGaugeVec,
     memory_used: Gauge,
     clock_ahead: Gauge,
+    clock_synchronised: IntGauge,
+    clock_offset: Gauge,
+    clock_max_error: Gauge,
+    clock_stratum: IntGauge,
     log_lines_lost: IntCounter,
     series: IntGauge,
 }
@@ -292,6 +297,22 @@ impl Metrics {
                 let help = "How far the gateway's clock is ahead of the system's, which was set back.";
                 register(&registry, Gauge::new("dwarpal_clock_ahead_seconds", help)?)?
             },
+            clock_synchronised: {
+                let help = "1 while chrony, an NTP server or the kernel says that the system's clock is synchronised.";
+                register(&registry, IntGauge::new("dwarpal_clock_synchronised", help)?)?
+            },
+            clock_offset: {
+                let help = "What would have to be added to the system's clock; NaN where nobody knows.";
+                register(&registry, Gauge::new("dwarpal_clock_offset_seconds", help)?)?
+            },
+            clock_max_error: {
+                let help = "How far the system's clock is off at the most; NaN where nobody knows.";
+                register(&registry, Gauge::new("dwarpal_clock_max_error_seconds", help)?)?
+            },
+            clock_stratum: {
+                let help = "Steps from a reference clock to the system's clock; 0 where nobody knows.";
+                register(&registry, IntGauge::new("dwarpal_clock_stratum", help)?)?
+            },
             log_lines_lost: {
                 let help = "Log lines that were lost because standard error was not read fast enough, or not at all.";
                 register(&registry, IntCounter::new("dwarpal_log_lines_lost_total", help)?)?
@@ -342,6 +363,13 @@ impl Metrics {
 
     pub fn clock_ahead(&self, ahead: Duration) {
         self.clock_ahead.set(ahead.as_secs_f64());
+    }
+
+    pub fn clock_status(&self, status: &ClockStatus) {
+        self.clock_synchronised.set(i64::from(status.synchronised));
+        self.clock_offset.set(status.offset.unwrap_or(f64::NAN));
+        self.clock_max_error.set(status.max_error.unwrap_or(f64::NAN));
+        self.clock_stratum.set(status.stratum.map_or(0, i64::from));
     }
 
     pub fn sandbox(&self, feature: &str, active: bool) {

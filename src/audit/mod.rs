@@ -4,6 +4,7 @@
 //! them durable, `publish` makes the tree of them; `keeper` holds the threads that do so. Afterwards: `index` finds people and
 //! decisions, `read` opens a directory to read, `verify` believes none of it.
 
+pub mod clock_sync;
 pub mod connections;
 mod disk;
 pub mod event;

@@ -45,6 +45,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let data = root.table("data", |table| data(table, directory));
     let audit = root.want_table("audit", |table| audit(table, directory));
     let epochs = root.want_table("epochs", epochs);
+    let clock = root.want_table("clock", clock);
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", |table| backend(table, directory));
@@ -66,6 +67,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             audit: named_after(audit.flatten().unwrap_or_else(default_audit), &hosts),
             directory: data?,
             epochs: epochs.flatten().unwrap_or_else(default_epochs),
+            clock: clock.flatten().unwrap_or_else(default_clock),
             backends,
             limiter_entries_max: entries_max.flatten().unwrap_or(ENTRIES_MAX) as usize,
         })
@@ -142,6 +144,21 @@ fn audit(table: &Reader, directory: &Path) -> Option<Audit> {
         reserve_bytes: reserve_bytes?,
         retain: retain?,
     })
+}
+
+fn default_clock() -> ClockSources {
+    let here = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+    ClockSources { chrony: here(323), ntp: here(123) }
+}
+
+fn clock(table: &Reader) -> Option<ClockSources> {
+    let source = |text: &str| match text {
+        "off" => Ok(None),
+        _ => address(text).map(Some).map_err(|what| format!("{what}, or \"off\"")),
+    };
+    let (chrony, ntp) = (table.want("chrony", source), table.want("ntp", source));
+    let default = default_clock();
+    Some(ClockSources { chrony: chrony?.unwrap_or(default.chrony), ntp: ntp?.unwrap_or(default.ntp) })
 }
 
 fn default_epochs() -> Epochs {

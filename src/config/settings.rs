@@ -24,6 +24,7 @@ pub struct Settings {
     pub directory: PathBuf,
     pub audit: Audit,
     pub epochs: Epochs,
+    pub clock: ClockSources,
     pub backends: Vec<Backend>,
     /// Keys that the state may remember for one partner: source addresses and people together.
     pub limiter_entries_max: usize,
@@ -149,6 +150,14 @@ pub enum Confinement {
     /// Where the kernel has it.
     On,
     Off,
+}
+
+/// Who is asked about the system's clock, in this order; then the kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSources {
+    /// Where chrony takes commands.
+    pub chrony: Option<SocketAddr>,
+    pub ntp: Option<SocketAddr>,
 }
 
 /// How long people are hidden under one key.

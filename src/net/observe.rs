@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::audit::clock_sync::{self, ClockStatus};
 use crate::gateway::Gateway;
 use crate::proxy::upstream::health;
 use crate::service;
@@ -33,6 +34,7 @@ pub fn run(runtime: tokio::runtime::Runtime, gateway: Arc<Gateway>, listener: st
         });
         tokio::spawn(service::watchdog(gateway.clone()));
         tokio::spawn(look_around(gateway.clone()));
+        tokio::spawn(look_at_clock(gateway.clone()));
         tokio::spawn(health::watch(gateway.clone()));
         tokio::select! {
             () = serve(listener, &gateway) => {}
@@ -66,6 +68,33 @@ async fn look_around(gateway: Arc<Gateway>) {
     }
 }
 
+/// Who vouches for the system's clock? Ends with the gateway.
+async fn look_at_clock(gateway: Arc<Gateway>) {
+    let mut last = None;
+    loop {
+        let sources = gateway.snapshot().settings.clock;
+        let status = clock_sync::look(&sources).await;
+        gateway.metrics.clock_status(&status);
+        gateway.clock_status.store(Arc::new(status));
+        let ClockStatus { synchronised, offset, max_error, stratum, source } = status;
+        if last != Some((synchronised, source)) {
+            let source = source.as_str();
+            if synchronised {
+                tracing::info!(source, stratum, offset, max_error, "the system's clock is synchronised");
+            } else {
+                tracing::warn!(source, stratum, "the system's clock is not known to be synchronised");
+            }
+        }
+        last = Some((synchronised, source));
+        tokio::select! {
+            () = tokio::time::sleep(CLOCK_EVERY) => {}
+            () = gateway.drained() => return,
+        }
+    }
+}
+
+/// As often as an NTP client asks its servers when it is in a hurry.
+const CLOCK_EVERY: Duration = Duration::from_secs(16);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// More than a clock is slewed by in a second: somebody set it.
 const STEP: Duration = Duration::from_secs(5);

@@ -192,6 +192,7 @@ const MISTAKES: &[Mistake] = &[
     (GATEWAY, "# overlap = \"31d\"", "[epochs]\noverlap = \"45min\"", Of("partners/travel-desk.toml", "[limits]"), "limits.subject = \"3/h burst 3\"", &["takes 3600s", "longer than epochs.overlap (2700s)", "at least 3600s"]),
     (ICMR, "subject = \"6/h burst 3\"", "subject = \"1/d burst 40\"", Of(ICMR, "[limits]"), "limits.subject = \"1/d burst 40\"", &["takes 40d", "longer than epochs.overlap (31d)", "at least 40d"]),
     (GATEWAY, "# credentials = false", "[epochs]\nrotate = \"90d\"\ncredentials = true", Of(GATEWAY, "rotate = \"90d\""), "epochs.rotate = \"90d\"", &["epochs.credentials is set", "remove one"]),
+    (GATEWAY, "# chrony = \"127.0.0.1:323\"", "[clock]\nchrony = \"localhost\"", Of(GATEWAY, "chrony = \"localhost\""), "clock.chrony = \"localhost\"", &["an address and port", "or \"off\""]),
     // Names: unknown, taken, or for the same thing.
     (ICMR, "issuer = \"partners\"", "issuer = \"partner\"", Changed, "identity[0].issuer = \"partner\"", &["no such [[issuer]]; there are: partners"]),
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-adhaar\"", Changed, "grant[1].route = \"lookup-by-adhaar\"", &["no such [[route]]; there are: lookup-by-mobile, "]),

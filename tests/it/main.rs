@@ -6,6 +6,8 @@ mod backends;
 mod balancer;
 /// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
 mod clients;
+/// Who vouches for the system's clock: chrony, and nobody, from within the sandbox.
+mod clock;
 /// The shipped configuration, and what a mistaken one is told.
 mod configuration;
 /// Keys that follow each other while people are counted as before, and keys that are destroyed.

@@ -97,6 +97,8 @@ fn a_crate_is_imported_only_where_it_belongs() {
         ("libc", &["src/sandbox.rs", "src/proxy/listen.rs"]),
         ("rlimit", &["src/cli/serve.rs", "src/pressure.rs"]),
         ("sd_notify", &["src/service.rs"]),
+        ("rtime_clock", &["src/audit/clock_sync.rs"]),
+        ("rustix", &["src/audit/queue.rs"]),
         ("crc32c", &["src/audit/index.rs", "src/audit/layout.rs", "src/proxy/proxy_protocol.rs", "src/state/store.rs"]),
         ("redis", &[]),
         ("h2", &["src/proxy/upstream/pool.rs"]),
