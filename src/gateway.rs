@@ -10,8 +10,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use crate::admin;
-use crate::audit::{Audit, Keeper};
 use crate::audit::clock_sync::ClockStatus;
+use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
@@ -152,7 +152,7 @@ impl Gateway {
         tasks.push(("control".to_owned(), Box::new(move |gateway| admin::run(gateway, commands))));
         tasks.push(("persist".to_owned(), Box::new(persist)));
         tasks.push(("observe".to_owned(), Box::new(move |gateway| observe::run(runtime, gateway, observer))));
-        let keeper = Keeper::start(gateway.clone(), log).map_err(StartError::Failed)?;
+        let keeper = Keeper::start(&gateway, log).map_err(StartError::Failed)?;
         let mut threads = Vec::new();
         for (name, task) in tasks {
             let gateway = gateway.clone();

@@ -13,8 +13,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::audit::queue::Queue;
 use crate::audit::clock_sync::ClockStatus;
+use crate::audit::queue::Queue;
 use crate::clock::Timestamp;
 use crate::log;
 use crate::policy::PartnerId;
@@ -62,6 +62,7 @@ pub struct Metrics {
     audit: IntGaugeVec,
     audit_checkpoint: Gauge,
     audit_failures: IntCounter,
+    audit_damages: IntCounter,
     state_kept: IntGauge,
     state_failures: IntCounter,
     sandbox: IntGaugeVec,
@@ -267,6 +268,11 @@ impl Metrics {
                 let name = "dwarpal_audit_checkpoint_timestamp_seconds";
                 register(&registry, Gauge::new(name, "When the newest checkpoint was signed, Unix seconds.")?)?
             },
+            audit_damages: {
+                let name = "dwarpal_audit_damages_total";
+                let help = "Files of the audit that were found missing or damaged, or could not be written.";
+                register(&registry, IntCounter::new(name, help)?)?
+            },
             audit_failures: {
                 let name = "dwarpal_audit_failures_total";
                 register(&registry, IntCounter::new(name, "Writes of the audit to the disk that failed.")?)?
@@ -435,6 +441,11 @@ impl Metrics {
     pub fn audit_checkpoint(&self, size: u64, now: Timestamp) {
         self.audit.with_label_values(&["checkpoint_size"]).set(size as i64);
         self.audit_checkpoint.set(now.unix_seconds() as f64);
+    }
+
+    /// Something of the audit's files is wrong.
+    pub fn audit_damage(&self) {
+        self.audit_damages.inc();
     }
 
     /// The queue to the audit as it is now.

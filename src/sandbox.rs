@@ -126,6 +126,7 @@ impl Grants {
         grants.read.extend(sandbox.read.iter().cloned());
         grants.read.extend(pressure::directories());
         grants.write.insert(data.clone());
+        grants.write.insert(config.settings.audit_directory());
         grants.listen = vec![listen.address.port(), metrics.address.port()];
         grants
     }
