@@ -761,7 +761,7 @@ mod tests {
         expected.sort();
         assert_eq!(partial, expected);
         assert!(partial_edge(&tiles, &checkpoint).is_some(), "the partial tiles have the root");
-        assert!(!files(home).iter().any(|path| path.extension().is_some_and(|end| end == disk::NEW)), "left over");
+        assert!(!files(home).iter().any(|path| path.extension().is_some_and(|end| end == "new")), "left over");
     }
 
     const SIZE: u64 = 2 * SEGMENT + 300;
