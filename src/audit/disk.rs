@@ -3,13 +3,10 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Unit tests lose power by their own account of what was synced: the disk itself does not have to be waited for.
 const REAL: bool = !cfg!(test);
-
-/// What a file is called until it is whole.
-pub const NEW: &str = "new";
 
 /// A directory and those above it, for this user alone, and on the disk: what lies in a directory that is not named by the one
 /// above is gone after a crash, however well it was synced.
@@ -78,7 +75,7 @@ pub fn put_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn place(path: &Path, bytes: &[u8], finish: impl Fn(&File, &Path) -> io::Result<()>) -> io::Result<()> {
-    let new = path.with_added_extension(NEW);
+    let new = not_yet(path);
     let file = match create(&new) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             make_directory(above(path))?;
@@ -89,6 +86,13 @@ fn place(path: &Path, bytes: &[u8], finish: impl Fn(&File, &Path) -> io::Result<
     write(&file, &new, bytes)?;
     finish(&file, &new)?;
     rename(&new, path)
+}
+
+/// What a file is called until it is whole.
+pub fn not_yet(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 /// The directory that a path is in.

@@ -358,7 +358,7 @@ fn restore(directory: &Path, durable: Durable) -> Result<(Option<Tail>, Recovere
 /// Writes a journal to a new file and puts that in the place of the old one: the kernel may show bytes of the old one that
 /// are not on the disk and that it will not write again.
 fn rewrite(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let new = path.with_added_extension(disk::NEW);
+    let new = disk::not_yet(path);
     // One that an earlier crash left is written over.
     let file = disk::create(&new)?;
     disk::write(&file, &new, bytes)?;

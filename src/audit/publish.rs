@@ -282,8 +282,8 @@ impl Publisher {
         Ok(Some(segment))
     }
 
-    /// The oldest sealed segments whose newest entry is older than `before`, by the time that an entry says: an entry without a
-    /// time keeps its segment. They are pruned by [`Publisher::prune`], after the log itself says that they are.
+    /// The oldest sealed segments whose newest entry is older than `before`, by the times that the entries of its last bundle
+    /// say: without any, the segment stays. They are pruned by [`Publisher::prune`], after the log itself says that they are.
     pub fn prunable(
         &self,
         before: Timestamp,
@@ -296,7 +296,7 @@ impl Publisher {
             let entries = layout::decode_bundle(&bytes, BUNDLE as usize);
             let path = self.growing.tiles.bundle_path(bundle);
             let entries = entries.map_err(|flaw| Damage::new(&path, flaw, RESTORE))?;
-            match entries.last().and_then(|entry| time_of(entry)) {
+            match entries.into_iter().filter_map(&time_of).max() {
                 Some(time) if time < before => end += 1,
                 _ => break,
             }
@@ -761,7 +761,7 @@ mod tests {
         expected.sort();
         assert_eq!(partial, expected);
         assert!(partial_edge(&tiles, &checkpoint).is_some(), "the partial tiles have the root");
-        assert!(!files(home).iter().any(|path| path.extension().is_some_and(|end| end == disk::NEW)), "left over");
+        assert!(!files(home).iter().any(|path| path.extension().is_some_and(|end| end == "new")), "left over");
     }
 
     const SIZE: u64 = 2 * SEGMENT + 300;
