@@ -97,6 +97,9 @@ pub struct Log {
 /// 8 KiB each.
 const TILES_KEPT: usize = 256;
 
+/// More than two tables of 65,536 records and a header have.
+pub(super) const INDEX_BYTES_MAX: usize = 16 << 20;
+
 /// Up to 2 MB each.
 const BUILT_KEPT: usize = 64;
 
@@ -288,6 +291,33 @@ impl Log {
         }
         self.built.insert(segment, (size, bytes.clone()));
         index_of(segment, bytes).map(Some)
+    }
+
+    /// Makes the index of a sealed segment again, where its file is not what its entries give. Whether it was made.
+    pub fn rebuild_index(&mut self, segment: u64) -> Result<bool, Fault> {
+        let mut builder = index::Builder::new(segment);
+        for number in segment * SEGMENT / BUNDLE..(segment + 1) * SEGMENT / BUNDLE {
+            let Some(bundle) = full_bundle(&self.directory, number)? else {
+                return Err(Fault::new(layout::bundle_path(number), "is missing"));
+            };
+            bundle.entries().for_each(|(_, entry)| builder.push(entry));
+        }
+        let (path, bytes) = (layout::index_path(segment), builder.finish());
+        // What is larger than any index is none.
+        if whole(&self.directory, &path, INDEX_BYTES_MAX).is_ok_and(|there| there.is_some_and(|there| there == bytes)) {
+            return Ok(false);
+        }
+        let written = super::disk::put_durably(&self.directory.join(&path), &bytes);
+        written.map_err(|error| Fault::new(path, format!("cannot be written: {error}")))?;
+        Ok(true)
+    }
+
+    /// Segments that are sealed and not pruned: those that have to have an index.
+    pub fn sealed(&mut self) -> Result<Vec<u64>, Fault> {
+        let size = self.size()?;
+        let sealed = journals(&self.directory)?.first().copied().unwrap_or(size / SEGMENT);
+        let here = |segment: &u64| self.directory.join(layout::bundle_path(segment * SEGMENT / BUNDLE)).exists();
+        Ok((0..sealed).filter(here).collect())
     }
 
     /// A hash of the tree: from its tile, from entries, or from the hashes below it. For proofs of any size.

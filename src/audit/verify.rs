@@ -380,8 +380,7 @@ impl<'a> Walk<'a> {
 
     fn index(&self, number: u64, builder: index::Builder, segment: &mut Segment) {
         let path = layout::index_path(number);
-        // A whole one has a little more than 2 MB at most.
-        let bytes = match read::whole(self.directory, &path, 64 << 20) {
+        let bytes = match read::whole(self.directory, &path, read::INDEX_BYTES_MAX) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return,
             Err(fault) => return segment.faults.push(fault),

@@ -1,10 +1,10 @@
 //! The command line: one file a command. Exit codes: 0 yes, 1 no, 2 the command makes no sense, 3 the configuration is
 //! refused, 4 it could not be done.
 
+mod audit;
 mod check;
 mod control;
 mod demo;
-mod epochs;
 mod explain;
 mod pki;
 mod reasons;
@@ -45,21 +45,14 @@ enum Command {
     Thaw(control::Thaw),
     /// Says how the running gateway is
     Status(control::Target),
-    /// What is kept of requests, and the keys that people are hidden under in it
+    /// The evidence: who was looked up by whom, and what proves it
     #[command(subcommand)]
-    Audit(Audit),
+    Audit(audit::Audit),
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
     /// Lists every reason for a refusal as a Markdown table
     Reasons,
-}
-
-#[derive(Subcommand)]
-enum Audit {
-    /// The keys that people are hidden under
-    #[command(subcommand)]
-    Epochs(epochs::Epochs),
 }
 
 /// What replaces the values of the configuration's files.
@@ -111,7 +104,7 @@ pub fn run() -> ExitCode {
         Command::Freeze(arguments) => control::freeze(arguments),
         Command::Thaw(arguments) => control::thaw(arguments),
         Command::Status(target) => control::status(target),
-        Command::Audit(Audit::Epochs(command)) => epochs::run(command),
+        Command::Audit(command) => audit::run(command),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),
     };

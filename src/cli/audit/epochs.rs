@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::control::{Target, tell};
+use super::super::control::{Target, tell};
 use crate::admin::Command;
 
 #[derive(Subcommand)]
