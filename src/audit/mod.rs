@@ -9,3 +9,4 @@ pub mod key;
 pub mod layout;
 pub mod note;
 pub mod tree;
+pub mod witness;
