@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
+use crate::audit::event::{self, Event};
 use crate::gateway::Gateway;
 use crate::subject::epochs::{Destruction, EpochChange, EpochError};
 
@@ -24,6 +25,15 @@ impl Gateway {
     pub(crate) fn epoch_changed(&self, change: &EpochChange) {
         let EpochChange { what, number, id, by, reason } = change;
         tracing::warn!(epoch = number, id, by, reason, "epoch {}", what.as_str());
+        self.audit.note(&Event::Epoch(event::Epoch {
+            v: event::VERSION,
+            time: self.clock.now(),
+            change: what.as_str().into(),
+            number: *number,
+            id: id.into(),
+            by: by.into(),
+            reason: event::clipped(reason).into(),
+        }));
     }
 
     /// Begins the next epoch. Waits for the disk.

@@ -10,7 +10,7 @@ use crate::policy::admit::Standing;
 use crate::policy::fields::is_relied_on;
 use crate::policy::head::{Target, fields_allowed, host_of, method_allowed};
 use crate::policy::identify::{Credential, Proof};
-use crate::policy::lookup::{self, Asked, HeaderValue};
+use crate::policy::lookup::{self, Asked, HeaderValue, Lookup};
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteKind;
 use crate::policy::trail::Trail;
@@ -141,7 +141,7 @@ fn decide(
                 if too_large { Err(Reason::BodyTooLarge) } else { Ok(()) }
             });
             let read = readable.and_then(|()| lookup::read(declared, route, &asked, &EpochKey::ephemeral(), None));
-            admission.plan_lookup(read.as_ref().map_err(|reason| *reason))
+            admission.plan_lookup(read.as_ref().map(Lookup::facts).map_err(|reason| *reason))
         }
     };
     let (receipt, _) = state.charge(plan.charges(), plan.shadow(), entries_max, now, &mut ledger);

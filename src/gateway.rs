@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::admin;
 use crate::audit::clock_sync::ClockStatus;
+use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
@@ -40,6 +41,7 @@ pub struct Gateway {
     pub connection_lines: LogLimit,
     pub request_lines: LogLimit,
     pub pressure: Pressure,
+    pub audit: Audit,
     /// What was found out last about the system's clock.
     pub clock_status: ArcSwap<ClockStatus>,
     epochs: ArcSwap<EpochKeys>,
@@ -62,6 +64,8 @@ pub struct Running {
     pub address: SocketAddr,
     pub metrics_address: SocketAddr,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Those of the audit, which have to outlive whoever writes to it.
+    audit: Keeper,
 }
 
 /// Why a gateway did not start.
@@ -119,6 +123,7 @@ impl Gateway {
         let (load, inboxes) = Load::of(workers);
         let pressure = Pressure::of(&settings);
         let (phase, _) = watch::channel(Phase::Serving);
+        let (audit, log) = Audit::open(&settings, clock.clone()).map_err(StartError::Failed)?;
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
@@ -131,6 +136,7 @@ impl Gateway {
             connection_lines: LogLimit::of_connections(),
             request_lines: LogLimit::of_requests(),
             pressure,
+            audit,
             clock_status: ArcSwap::default(),
             epochs: ArcSwap::from_pointee(epochs),
             changing_epochs: Mutex::new(()),
@@ -146,13 +152,14 @@ impl Gateway {
         tasks.push(("control".to_owned(), Box::new(move |gateway| admin::run(gateway, commands))));
         tasks.push(("persist".to_owned(), Box::new(persist)));
         tasks.push(("observe".to_owned(), Box::new(move |gateway| observe::run(runtime, gateway, observer))));
+        let keeper = Keeper::start(&gateway, log).map_err(StartError::Failed)?;
         let mut threads = Vec::new();
         for (name, task) in tasks {
             let gateway = gateway.clone();
             let spawned = std::thread::Builder::new().name(name).spawn(move || task(gateway));
             threads.push(spawned.map_err(|error| failed("thread".to_owned())(&error))?);
         }
-        Ok(Running { gateway, address, metrics_address, threads })
+        Ok(Running { gateway, address, metrics_address, threads, audit: keeper })
     }
 
     /// The snapshot of this moment. Load it once for each unit of work.
@@ -189,6 +196,8 @@ impl Gateway {
             Err("stopping")
         } else if self.state.is_broken() {
             Err("what partners use up cannot be kept on the disk")
+        } else if self.audit.queue.is_broken() {
+            Err("the audit's log cannot be written")
         } else if self.pressure.descriptors_short() {
             Err("new connections are shed: too few file descriptors")
         } else if self.pressure.memory_short(self.load.open()) {
@@ -275,6 +284,7 @@ impl Running {
         for thread in self.threads {
             thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
         }
+        self.audit.stop(gateway)?;
         gateway.state.rewrite(gateway.clock.now())
     }
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 use prometheus::{
-    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::audit::clock_sync::ClockStatus;
+use crate::audit::queue::Queue;
 use crate::clock::Timestamp;
 use crate::log;
 use crate::policy::PartnerId;
@@ -55,6 +56,13 @@ pub struct Metrics {
     reloads: IntCounterVec,
     generation: IntGauge,
     frozen: IntGaugeVec,
+    audit_commit_seconds: Histogram,
+    audit_entries: IntCounter,
+    audit_lost: IntCounterVec,
+    audit: IntGaugeVec,
+    audit_checkpoint: Gauge,
+    audit_failures: IntCounter,
+    audit_damages: IntCounter,
     state_kept: IntGauge,
     state_failures: IntCounter,
     sandbox: IntGaugeVec,
@@ -238,6 +246,39 @@ impl Metrics {
                 register(&registry, gauge)?
             },
             frozen: gauge("dwarpal_partner_frozen", "1 while an operator has frozen the partner.", &["partner"])?,
+            audit_entries: {
+                let name = "dwarpal_audit_entries_total";
+                register(&registry, IntCounter::new(name, "Entries of the audit that were brought to the disk.")?)?
+            },
+            audit_commit_seconds: {
+                let name = "dwarpal_audit_commit_seconds";
+                let help = "Seconds in which a batch of the audit's entries came to the disk.";
+                let options = HistogramOpts::new(name, help).buckets(BACKEND_BUCKETS.to_vec());
+                register(&registry, Histogram::with_opts(options)?)?
+            },
+            audit_lost: counter(
+                "dwarpal_audit_lost_total",
+                "What found no room in the audit, by event: lookups were refused for it, the others are counted in a gap.",
+                &["event"],
+            )?,
+            audit: gauge(
+                "dwarpal_audit",
+                "The audit: entries on the disk (size), under the newest checkpoint (checkpoint_size), bytes that wait (queue_bytes), 1 while it can be written (writable).",
+                &["figure"],
+            )?,
+            audit_checkpoint: {
+                let name = "dwarpal_audit_checkpoint_timestamp_seconds";
+                register(&registry, Gauge::new(name, "When the newest checkpoint was signed, Unix seconds.")?)?
+            },
+            audit_damages: {
+                let name = "dwarpal_audit_damages_total";
+                let help = "Files of the audit that were found missing or damaged, or could not be written.";
+                register(&registry, IntCounter::new(name, help)?)?
+            },
+            audit_failures: {
+                let name = "dwarpal_audit_failures_total";
+                register(&registry, IntCounter::new(name, "Writes of the audit to the disk that failed.")?)?
+            },
             state_failures: {
                 let name = "dwarpal_state_failures_total";
                 register(&registry, IntCounter::new(name, "Writes of the state to the disk that failed.")?)?
@@ -410,7 +451,41 @@ impl Metrics {
         self.reloads.with_label_values(&[result]).inc();
     }
 
-    /// As of now: whether the disk takes what partners use up, and how often it did not.
+    /// A batch of the audit's entries is on the disk.
+    pub fn audit_written(&self, took: Duration, entries: u64) {
+        self.audit_commit_seconds.observe(took.as_secs_f64());
+        self.audit_entries.inc_by(entries);
+    }
+
+    /// A checkpoint over so many entries was signed.
+    pub fn audit_checkpoint(&self, size: u64, now: Timestamp) {
+        self.audit.with_label_values(&["checkpoint_size"]).set(size as i64);
+        self.audit_checkpoint.set(now.unix_seconds() as f64);
+    }
+
+    /// Something of the audit's files is wrong.
+    pub fn audit_damage(&self) {
+        self.audit_damages.inc();
+    }
+
+    /// The queue to the audit as it is now.
+    pub fn audit_queue(&self, queue: &Queue) {
+        let figures = [
+            ("size", queue.durable() as i64),
+            ("queue_bytes", queue.bytes() as i64),
+            ("writable", i64::from(!queue.is_broken())),
+        ];
+        for (figure, value) in figures {
+            self.audit.with_label_values(&[figure]).set(value);
+        }
+        for (class, lost) in queue.lost_ever() {
+            let counter = self.audit_lost.with_label_values(&[class.as_str()]);
+            counter.inc_by(lost.saturating_sub(counter.get()));
+        }
+        self.audit_failures.inc_by(queue.failures().saturating_sub(self.audit_failures.get()));
+    }
+
+    /// As of now: whether the disk takes what partners use up what partners use up, and how often it did not.
     pub fn state_kept(&self, kept: bool, failures: u64) {
         self.state_kept.set(i64::from(kept));
         self.state_failures.inc_by(failures.saturating_sub(self.state_failures.get()));

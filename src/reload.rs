@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::audit::event::{self, Event};
 use crate::config;
 use crate::config::problem::Problem;
 use crate::config::settings::Settings;
@@ -30,6 +31,9 @@ pub enum Reload {
 /// How often files are looked at. A change counts once it has been still for as long, so that a file that is being
 /// written is not read by half: half an allowlist is a valid one.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Changed partners, or problems, that an entry of the audit names.
+const TOLD_MAX: usize = 20;
 
 impl Gateway {
     /// Reads the configuration again and serves it, or says why not.
@@ -93,6 +97,21 @@ impl Gateway {
     }
 
     fn report(&self, reload: &Reload) {
+        let snapshot = self.snapshot();
+        let (swapped, changed, problems) = match reload {
+            Reload::Swapped { changed, .. } => (true, changed.as_slice(), &[][..]),
+            Reload::Refused { problems, .. } => (false, &[][..], problems.as_slice()),
+        };
+        let told = |text: &String| event::clipped(text).to_owned().into();
+        self.audit.note(&Event::Reload(event::Reload {
+            v: event::VERSION,
+            time: self.clock.now(),
+            swapped,
+            generation: snapshot.generation,
+            digest: (&*snapshot.digest).into(),
+            changed: changed.iter().take(TOLD_MAX).map(told).collect(),
+            problems: problems.iter().take(TOLD_MAX).map(|problem| told(&problem.to_string())).collect(),
+        }));
         match reload {
             Reload::Swapped { generation, changed, warnings } => {
                 self.metrics.reload("swapped");
@@ -188,7 +207,7 @@ fn fingerprint_of(files: &[PathBuf]) -> u64 {
 /// What only a new process can change.
 fn immovable(file: &str, old: &Settings, new: &Settings) -> Vec<Problem> {
     let values = |settings: &Settings| {
-        let Settings { listen, metrics, directory, log, sandbox, memory_max, epochs, .. } = settings;
+        let Settings { listen, metrics, directory, log, sandbox, memory_max, audit, epochs, .. } = settings;
         [
             ("listen.address", listen.address.to_string()),
             ("listen.workers", listen.workers.to_string()),
@@ -198,6 +217,11 @@ fn immovable(file: &str, old: &Settings, new: &Settings) -> Vec<Problem> {
             ("log", format!("{log:?}")),
             ("sandbox", format!("{sandbox:?}")),
             ("pressure.memory_max", format!("{memory_max:?}")),
+            ("audit.directory", settings.audit_directory().display().to_string()),
+            ("audit.origin", audit.origin.clone()),
+            ("audit.interval", format!("{:?}", audit.interval)),
+            ("audit.queue_bytes_max", audit.queue_bytes_max.to_string()),
+            ("audit.reserve_bytes", audit.reserve_bytes.to_string()),
         ]
     };
     let pairs = values(old).into_iter().zip(values(new)).filter(|(old, new)| old != new);

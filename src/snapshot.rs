@@ -15,10 +15,10 @@ use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
-use crate::config::Config;
 use crate::config::cases::Case;
 use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, Settings, Tls};
+use crate::config::{self, Config};
 use crate::demo::pki::is_development_ca;
 use crate::log::LogLimit;
 use crate::policy::networks::{NetworkId, Networks, Union};
@@ -59,6 +59,8 @@ pub struct Read {
     pub files: Arc<[PathBuf]>,
     /// All partners' networks; gates the accept.
     pub union: Arc<Union>,
+    /// SHA-256 over the configuration's own files, in hex: what the audit knows it by.
+    pub digest: Arc<str>,
 }
 
 impl Deref for Snapshot {
@@ -107,13 +109,14 @@ struct Own {
 impl Snapshot {
     /// Reads the certificates and lists that the configuration names. Every mistake is returned at once.
     pub fn build(config: Config, state: &State) -> Result<Snapshot, Vec<Problem>> {
-        let Config { settings, policy, cases, files, origin: _ } = config;
+        let Config { settings, policy, cases, files, origin } = config;
         let material = Material::load(&settings, state, None)?;
         let lists: Vec<_> = policy.partners.iter().map(|partner| &partner.networks).collect();
         let union = Arc::new(Union::build(&lists));
+        let digest = config::digest(&origin.directory, &files).into();
         let files = files.into_iter().chain(settings.files()).collect();
         let (settings, policy) = (Arc::new(settings), Arc::new(policy));
-        let read = Read { generation: 1, settings, policy, cases: cases.into(), files, union };
+        let read = Read { generation: 1, settings, policy, cases: cases.into(), files, union, digest };
         Ok(Snapshot::assemble(read, material, state))
     }
 

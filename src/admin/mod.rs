@@ -16,10 +16,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use crate::audit::event::{self, Event};
 use crate::clock::Timestamp;
 use crate::gateway::Gateway;
 use crate::reload::Reload;
 use crate::state::freeze::Freeze;
+use crate::subject::resembles_subject;
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,8 @@ pub enum Command {
     Thaw {
         partner: String,
     },
+    /// Signs the audit's tree as it is now.
+    Checkpoint,
     /// Every epoch; as a line of JSON each, or for people.
     Epochs {
         json: bool,
@@ -72,6 +76,7 @@ pub enum Outcome {
 /// Operators at the same time; more wait.
 const CONNECTIONS_MAX: usize = 16;
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes the socket over from an earlier run: the lock on the state says that nobody else has it.
@@ -127,12 +132,59 @@ async fn serve(mut stream: UnixStream, gateway: Arc<Gateway>) -> io::Result<()> 
     let mut line = String::new();
     tokio::time::timeout(TIMEOUT, BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line)).await??;
     let answer = match serde_json::from_str(&line) {
-        Ok(command) => obey(command, by, gateway).await,
+        Ok(command) => obeyed(command, by, gateway).await,
         Err(error) => Answer { outcome: Outcome::Failed, lines: vec![format!("not a command: {error}")] },
     };
     let mut text = serde_json::to_string(&answer).map_err(io::Error::other)?;
     text.push('\n');
     tokio::time::timeout(TIMEOUT, write.write_all(text.as_bytes())).await?
+}
+
+/// Obeys, and puts into the audit who wanted what and what came of it. To be asked how things are is no event.
+async fn obeyed(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
+    let name = match &command {
+        Command::Status => None,
+        Command::Reload => Some("reload".to_owned()),
+        Command::Freeze { partner, .. } => Some(format!("freeze {partner}")),
+        Command::Thaw { partner } => Some(format!("thaw {partner}")),
+        Command::Checkpoint => Some("checkpoint".to_owned()),
+        Command::Epochs { .. } => None,
+        Command::RotateEpochs { .. } => Some("rotate epochs".to_owned()),
+        Command::DestroyEpoch { number, .. } => Some(format!("destroy epoch {number}")),
+    };
+    let reason = match &command {
+        Command::Freeze { reason, .. } | Command::RotateEpochs { reason } | Command::DestroyEpoch { reason, .. } => {
+            reason
+        }
+        _ => "",
+    };
+    let names_somebody =
+        |text: &str| text.split(|end: char| end.is_whitespace() || matches!(end, ',' | ';')).any(resembles_subject);
+    let answer = if names_somebody(reason) {
+        let line = "the reason holds what looks like a person's number, and reasons are kept for years: leave it out";
+        Answer { outcome: Outcome::Denied, lines: vec![line.to_owned()] }
+    } else {
+        obey(command, by.clone(), gateway.clone()).await
+    };
+    if let Some(name) = name {
+        let outcome = match answer.outcome {
+            Outcome::Done => "done",
+            Outcome::Unknown => "unknown",
+            Outcome::Refused => "refused",
+            Outcome::Failed => "failed",
+            Outcome::Denied => "denied",
+        };
+        let (v, time) = (event::VERSION, gateway.clock.now());
+        let command = event::clipped(&name).into();
+        gateway.audit.note(&Event::Command(event::Command {
+            v,
+            time,
+            command,
+            by: by.into(),
+            outcome: outcome.into(),
+        }));
+    }
+    answer
 }
 
 async fn obey(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
@@ -147,6 +199,7 @@ async fn obey(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
             set_freeze(&partner, Some(freeze), &by, gateway).await
         }
         Command::Thaw { partner } => set_freeze(&partner, None, &by, gateway).await,
+        Command::Checkpoint => checkpoint(gateway).await,
         Command::Epochs { json } => epochs::list(&gateway, json),
         Command::RotateEpochs { reason } => waited(move || epochs::rotate(&gateway, &by, &reason)).await,
         Command::DestroyEpoch { number, reason } => {
@@ -183,6 +236,19 @@ fn reload(gateway: &Gateway) -> Answer {
     }
 }
 
+async fn checkpoint(gateway: Arc<Gateway>) -> Answer {
+    let made = tokio::task::spawn_blocking(move || gateway.audit.checkpoint_now(CHECKPOINT_TIMEOUT)).await;
+    match made.ok().flatten() {
+        Some(size) => {
+            Answer { outcome: Outcome::Done, lines: vec![format!("a checkpoint of {size} entries is signed")] }
+        }
+        None => {
+            let line = "no checkpoint came about; the log says why".to_owned();
+            Answer { outcome: Outcome::Failed, lines: vec![line] }
+        }
+    }
+}
+
 async fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: Arc<Gateway>) -> Answer {
     let snapshot = gateway.snapshot();
     let known = snapshot.policy.partners.iter().find(|known| *known.name == *partner);
@@ -202,6 +268,14 @@ async fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: Ar
         None => ("thawed", String::new()),
     };
     gateway.state().set_freeze(&name, freeze);
+    gateway.audit.note(&Event::Freeze(event::Freeze {
+        v: event::VERSION,
+        time: gateway.clock.now(),
+        partner: (&*name).into(),
+        frozen: done == "frozen",
+        by: by.into(),
+        reason: event::clipped(&reason).into(),
+    }));
     tracing::warn!(partner, by, reason, "partner {done}");
     // It holds. That it is on the disk, too, is what the operator waits for.
     let kept = tokio::task::spawn_blocking(move || gateway.state().keep_freezes()).await;

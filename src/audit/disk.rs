@@ -5,6 +5,9 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+/// Unit tests lose power by their own account of what was synced: the disk itself does not have to be waited for.
+const REAL: bool = !cfg!(test);
+
 /// What a file is called until it is whole.
 pub const NEW: &str = "new";
 
@@ -36,7 +39,7 @@ pub fn write(mut file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 pub fn sync(file: &File, path: &Path) -> io::Result<()> {
-    hook::step(hook::Kind::Sync, path, || file.sync_data())
+    hook::step(hook::Kind::Sync, path, || if REAL { file.sync_data() } else { Ok(()) })
 }
 
 pub fn cut(file: &File, path: &Path, bytes: u64) -> io::Result<()> {
@@ -44,7 +47,10 @@ pub fn cut(file: &File, path: &Path, bytes: u64) -> io::Result<()> {
 }
 
 pub fn sync_directory(path: &Path) -> io::Result<()> {
-    hook::step(hook::Kind::SyncDirectory, path, || File::open(path)?.sync_all())
+    hook::step(hook::Kind::SyncDirectory, path, || {
+        let folder = File::open(path)?;
+        if REAL { folder.sync_all() } else { Ok(()) }
+    })
 }
 
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
@@ -199,7 +205,11 @@ pub mod hook {
         for (path, before) in before {
             match before {
                 _ if !gone(&path) => {}
-                Some(bytes) => fs::write(&path, bytes).expect("written"),
+                Some(bytes) => {
+                    // Its directory may have been removed since.
+                    fs::create_dir_all(super::above(&path)).expect("a directory");
+                    fs::write(&path, bytes).expect("written");
+                }
                 None => drop(fs::remove_file(&path)),
             }
         }

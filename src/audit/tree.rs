@@ -165,6 +165,13 @@ impl Edge {
         Ok(())
     }
 
+    /// A stored hash, if it is in no full tile yet.
+    pub fn hash(&self, level: u8, index: u64) -> Option<Hash> {
+        let first = (self.size >> (8 * (u32::from(level.min(LEVELS)) + 1))) * TILE_WIDTH as u64;
+        let place = usize::try_from(index.checked_sub(first)?).ok()?;
+        self.levels.get(usize::from(level))?.get(place).copied()
+    }
+
     pub fn root(&self) -> Hash {
         let right = self.levels.iter().fold(None, |right, hashes| fold(hashes, right));
         right.unwrap_or_else(empty_root)
@@ -478,6 +485,10 @@ mod tests {
             let mut edge = Edge::restore(size, |level, index| pair.hash(level, index)).expect("an edge");
             assert_eq!(edge.root(), pair.roots[size as usize]);
             let widths: Vec<_> = edge.partial().map(|(tile, hashes)| (tile, hashes.len())).collect();
+            let kept = (0..LEVELS).flat_map(|level| (0..1_100).map(move |index| (level, index)));
+            for (level, index) in kept.filter(|(level, index)| edge.hash(*level, *index).is_some()) {
+                assert_eq!(edge.hash(level, index), Some(pair.tiles[&(level, index)]));
+            }
             assert!(widths.iter().all(|(tile, width)| tile.width(size) == *width), "{size}: {widths:?}");
             for leaf in &pair.leaves[size as usize..] {
                 edge.append(*leaf, &mut |_, _| {}).expect("room");

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::copies::copies;
 use super::network_file::parse_cidr;
 use super::reader::{Reader, parse_bytes};
 use super::settings::*;
 use crate::policy::fields::is_reserved;
 use crate::policy::networks::is_wide;
-use crate::policy::route::{Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
+use crate::policy::route::{Durability, Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
 use crate::policy::shape::{Accepts, Field, Shape, parse_pointer};
 use crate::subject::Kind;
 
@@ -43,6 +44,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let memory_max = root.want_table("pressure", memory_max);
     let sandbox = root.want_table("sandbox", |table| sandbox(table, directory));
     let data = root.table("data", |table| data(table, directory));
+    let audit = root.want_table("audit", |table| audit(table, directory));
     let epochs = root.want_table("epochs", epochs);
     let clock = root.want_table("clock", clock);
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
@@ -63,6 +65,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             log: log.flatten().unwrap_or(Log { format: LogFormat::Json, level: LogLevel::Info }),
             sandbox: sandbox.flatten().unwrap_or_else(default_sandbox),
             memory_max: memory_max.flatten().flatten(),
+            audit: named_after(audit.flatten().unwrap_or_else(default_audit), &hosts),
             directory: data?,
             epochs: epochs.flatten().unwrap_or_else(default_epochs),
             clock: clock.flatten().unwrap_or_else(default_clock),
@@ -86,6 +89,65 @@ fn unique<'a>(root: &Reader, key: &'static str, names: impl Iterator<Item = &'a 
 
 pub fn data(table: &Reader, directory: &Path) -> Option<PathBuf> {
     Some(directory.join(table.need_text("directory")?))
+}
+
+fn default_audit() -> Audit {
+    Audit {
+        directory: None,
+        origin: String::new(),
+        durability: Durability::BeforeAnswer,
+        interval: Duration::from_millis(200),
+        checkpoint_interval: 10 * SECOND,
+        queue_bytes_max: 32 << 20,
+        reserve_bytes: 256 << 20,
+        retain: 365 * DAY,
+        copies: AuditCopies::default(),
+    }
+}
+
+/// Where no name is given, the log has that of the first host.
+fn named_after(audit: Audit, hosts: &[String]) -> Audit {
+    match (audit.origin.as_str(), hosts.first()) {
+        ("", Some(host)) => Audit { origin: format!("{host}/dwarpal"), ..audit },
+        _ => audit,
+    }
+}
+
+/// What incident law asks for at the least, in India (CERT-In, directions of April 2022).
+const RETAIN_MIN: Duration = Duration::from_secs(180 * 86_400);
+
+fn audit(table: &Reader, directory: &Path) -> Option<Audit> {
+    let default = default_audit();
+    let path = table.want("directory", |text| Ok(directory.join(text)));
+    let origin = table.want("origin", |text| {
+        let fits = (1..=200).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'+' && byte != b'"');
+        let hint = "it is a name without spaces and '+', such as \"gateway.example/dwarpal\"";
+        if fits { Ok(text.to_owned()) } else { Err(hint.to_owned()) }
+    });
+    let durability = table.want("durability", Durability::parse);
+    let interval = table.duration("interval", Duration::from_millis(1)..=60 * SECOND, default.interval);
+    let every = table.duration("checkpoint_interval", Duration::from_millis(100)..=DAY, default.checkpoint_interval);
+    let queue_bytes_max = table.bytes("queue_bytes_max", 1 << 20..=1 << 30, default.queue_bytes_max as u64);
+    let reserve_bytes = table.bytes("reserve_bytes", 0..=1 << 50, default.reserve_bytes);
+    let retain = table.duration("retain", DAY..=36_500 * DAY, default.retain);
+    let short = table.boolean("retain_less_than_180d", false);
+    if retain.is_some_and(|retain| retain < RETAIN_MIN) && short == Some(false) {
+        let hint = "keep it for 180d at the least, or add retain_less_than_180d = true if your law allows less";
+        table.problem("retain", "shorter than incident law asks for", hint);
+    }
+    let copies = copies(table, directory);
+    Some(Audit {
+        directory: path?,
+        origin: origin?.unwrap_or_default(),
+        durability: durability?.unwrap_or(default.durability),
+        interval: interval?,
+        checkpoint_interval: every?,
+        queue_bytes_max: queue_bytes_max? as usize,
+        reserve_bytes: reserve_bytes?,
+        retain: retain?,
+        copies: copies?,
+    })
 }
 
 fn default_clock() -> ClockSources {
@@ -543,6 +605,7 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
         parse_pointer(text).ok_or("it is a JSON pointer such as \"/beneficiaries\"".to_owned())
     });
     let miss = table.integers("miss", 400..=499);
+    let durability = table.want("durability", Durability::parse);
     let parameters = fields(table);
     let mut shape = Shape::default();
     let members = table.tables("members", |table| {
@@ -621,6 +684,7 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
         answer_bytes_max: answer_bytes_max?,
         records: records?,
         miss: miss?.into_iter().map(|status| status as u16).collect(),
+        durability: durability?,
     })
 }
 

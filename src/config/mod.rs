@@ -14,9 +14,12 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use aws_lc_rs::digest;
+
 use crate::policy::identify::Identities;
 use crate::policy::route::{Route, RouteKind, Router};
 use crate::policy::{Partner, Policy};
+use crate::subject::hex;
 use cases::Case;
 use partner::Known;
 use problem::{Problem, Severity};
@@ -81,6 +84,21 @@ pub fn load_with(
             Err(problems)
         }
     }
+}
+
+/// SHA-256 over the files of a configuration with their names below its directory, in hex. Not of certificates and keys, which
+/// are renewed without it. A file that has gone counts as empty.
+pub fn digest(directory: &Path, files: &[PathBuf]) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for file in files {
+        let name = file.strip_prefix(directory).unwrap_or(file).display().to_string();
+        let bytes = std::fs::read(file).unwrap_or_default();
+        for part in [name.as_bytes(), &bytes] {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+    }
+    hex(context.finish().as_ref())
 }
 
 /// The data directory alone, whatever else is wrong with the configuration.

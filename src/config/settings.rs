@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::audit::note::Vkey;
-use crate::policy::route::Place;
+use crate::policy::route::{Durability, Place};
 use crate::subject::epochs::Keyring;
 
 #[derive(Clone, Debug)]
@@ -23,6 +23,7 @@ pub struct Settings {
     pub memory_max: Option<u64>,
     /// Where everything is kept that outlives the process.
     pub directory: PathBuf,
+    pub audit: Audit,
     pub epochs: Epochs,
     pub clock: ClockSources,
     pub backends: Vec<Backend>,
@@ -106,6 +107,27 @@ pub struct Http {
     pub request_timeout: Duration,
     /// How long a stopping gateway waits for requests that are under way.
     pub drain_timeout: Duration,
+}
+
+/// The log of who was told about whom.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// Where the log lies; `None`: in the data directory.
+    pub directory: Option<PathBuf>,
+    /// The log's name in checkpoints, and its key's.
+    pub origin: String,
+    /// Of routes that do not say.
+    pub durability: Durability,
+    /// How long what nobody waits for may stay off the disk.
+    pub interval: Duration,
+    pub checkpoint_interval: Duration,
+    /// Entries that wait for the disk.
+    pub queue_bytes_max: usize,
+    /// Free room on the disk that is kept for lookups: with less, refusals are counted instead of recorded.
+    pub reserve_bytes: u64,
+    /// How long entries are kept.
+    pub retain: Duration,
+    pub copies: AuditCopies,
 }
 
 #[derive(Clone, Debug)]
@@ -306,6 +328,16 @@ impl Settings {
     /// Where limits, last matches and freezes are kept.
     pub fn state_directory(&self) -> PathBuf {
         self.directory.join("state")
+    }
+
+    /// Where the audit's log lies, and nothing else.
+    pub fn audit_directory(&self) -> PathBuf {
+        self.audit.directory.clone().unwrap_or_else(|| self.directory.join("audit"))
+    }
+
+    /// The file of the key that signs the audit's checkpoints: elsewhere than what it signs.
+    pub fn audit_key(&self) -> PathBuf {
+        self.directory.join("audit.key")
     }
 
     /// Where a running gateway takes commands.

@@ -132,6 +132,7 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
     match request.uri().path() {
         "/metrics" => {
             let (open, now) = (gateway.load.open(), gateway.clock.now());
+            gateway.metrics.audit_queue(&gateway.audit.queue);
             gateway.metrics.state_kept(!gateway.state().is_broken(), gateway.state().failures());
             let rendered = gateway.metrics.render(&gateway.snapshot(), open, &gateway.pressure, now);
             let mut response = text(StatusCode::OK, rendered.into());

@@ -10,7 +10,8 @@ use super::shadow::Shadow;
 use crate::clock::Timestamp;
 
 /// Where a partner stands, whatever its contract says. Decided by people, kept in `state/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Standing {
     Open,
     /// Nothing is answered until an operator thaws it.

@@ -1,13 +1,11 @@
-//! May this partner do that? Method, host and path to a route, the route to the partner's grant.
+//! May this partner do that? From the route to the partner's grant.
 
 use std::sync::Arc;
 
+use super::Partner;
 use super::charge::Rate;
-use super::path::CanonicalPath;
-use super::reason::Reason;
-use super::route::{Captures, Place, RouteId};
+use super::route::{Place, RouteId};
 use super::shadow::Shadow;
-use super::{Partner, Policy};
 
 /// A partner's right to one route.
 #[derive(Debug)]
@@ -22,15 +20,7 @@ pub struct Grant {
     pub place: Place,
 }
 
-/// The grant that covers a request, or the reason why none does. Deny is what is left.
-pub fn entitle<'p>(
-    policy: &'p Policy,
-    partner: &'p Partner,
-    host: &str,
-    method: &str,
-    path: &CanonicalPath,
-) -> Result<(&'p Grant, Captures), (Reason, Option<RouteId>)> {
-    let (route, captures) = policy.router.find(&policy.routes, host, method, path).ok_or((Reason::NoRoute, None))?;
-    let grant = partner.grants.iter().find(|grant| grant.route == route).ok_or((Reason::NoGrant, Some(route)))?;
-    Ok((grant, captures))
+/// The partner's grant for a route; without one the answer is no.
+pub fn entitle(partner: &Partner, route: RouteId) -> Option<&Grant> {
+    partner.grants.iter().find(|grant| grant.route == route)
 }

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::charge::Person;
 use super::path::CanonicalPath;
 use super::reason::Reason;
 use super::route::{Location, LookupRoute, Route, RouteKind};
 use super::shape::{Field, Scalar};
-use crate::subject::{EpochKey, Invalid, Subject, Token, resembles_subject};
+use crate::subject::{EpochKey, Invalid, Kind, Subject, Token, resembles_subject};
 
 /// The parts of a request that a lookup is read from.
 pub struct Asked<'a> {
@@ -44,6 +45,28 @@ pub struct Lookup {
     pub body: Option<Vec<u8>>,
     /// Path and query, likewise.
     pub target: String,
+}
+
+/// All that policy may know of a lookup: what can be recorded, so that its verdict can be found again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    pub kind: Kind,
+    pub allocated: Option<bool>,
+    pub person: Person,
+    pub purpose: Option<&'a str>,
+    pub has_actor: bool,
+}
+
+impl Lookup {
+    pub fn facts(&self) -> Facts<'_> {
+        Facts {
+            kind: self.subject.kind(),
+            allocated: self.subject.allocated(),
+            person: Person { key: self.token.key(), previous: self.previous.map(|token| token.key()) },
+            purpose: self.purpose.as_deref(),
+            has_actor: self.actor.is_some(),
+        }
+    }
 }
 
 /// The end user at the partner, as asserted by the partner: an opaque id that is no person's identifier.

@@ -24,10 +24,10 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use admit::{Hours, Standing};
-use charge::{Charge, Person, Rate, Receipt};
+use charge::{Charge, Rate, Receipt};
 use entitle::Grant;
 use identify::{Credential, Identities, Identity};
-use lookup::Lookup;
+use lookup::Facts;
 use networks::Networks;
 use path::CanonicalPath;
 use reason::Reason;
@@ -113,6 +113,16 @@ pub struct Head<'a> {
     pub path: &'a CanonicalPath<'a>,
 }
 
+/// What a head asks for, once its method, host and path are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing that exists.
+    Nothing,
+    /// The gateway's own route.
+    Own,
+    Route(RouteId),
+}
+
 /// The verdict on a head, but for the charges.
 #[must_use]
 pub struct HeadPlan<'p> {
@@ -174,6 +184,10 @@ impl Policy {
         &self.routes[usize::from(id.0)]
     }
 
+    pub fn route_named(&self, name: &str) -> Option<RouteId> {
+        self.routes.iter().position(|route| *route.name == *name).map(|at| RouteId(at as u16))
+    }
+
     /// The partner that a credential belongs to.
     pub fn identify(&self, credential: &Credential, now: Timestamp) -> Option<PartnerId> {
         self.identities.find(credential, now).ok().map(|(partner, _)| partner)
@@ -188,6 +202,11 @@ impl Policy {
             }
             self.find_way(head, plan)
         })
+    }
+
+    /// The plan for a head whose way is known already: as one that was recorded.
+    pub fn plan_way<'p>(&'p self, sender: &Sender, asked: Asked) -> HeadPlan<'p> {
+        self.plan(sender, |plan| self.entitle(asked, Captures::new(), plan))
     }
 
     /// The plan for a head that was refused before policy could read it. Its sender is charged all the same: otherwise
@@ -227,18 +246,29 @@ impl Policy {
 
     fn find_way<'p>(&'p self, head: &Head, plan: &mut HeadPlan<'p>) -> Result<Way<'p>, Reason> {
         if head.path.as_str() == WHOAMI_PATH && matches!(head.method, "GET" | "HEAD") {
-            plan.trail.push(Note::OwnRoute);
-            return Ok(Way::Own);
+            return self.entitle(Asked::Own, Captures::new(), plan);
         }
+        match self.router.find(&self.routes, head.host, head.method, head.path) {
+            Some((route, captures)) => self.entitle(Asked::Route(route), captures, plan),
+            None => self.entitle(Asked::Nothing, Captures::new(), plan),
+        }
+    }
+
+    fn entitle<'p>(&'p self, asked: Asked, captures: Captures, plan: &mut HeadPlan<'p>) -> Result<Way<'p>, Reason> {
+        let route = match asked {
+            Asked::Own => {
+                plan.trail.push(Note::OwnRoute);
+                return Ok(Way::Own);
+            }
+            Asked::Nothing => return Err(Reason::NoRoute),
+            Asked::Route(route) => route,
+        };
         let Some(id) = plan.partner else { return Err(Reason::IdentityUnknown) };
         let partner = self.partner(id);
-        let entitled = entitle::entitle(self, partner, head.host, head.method, head.path);
-        let (grant, captures) = entitled.map_err(|(reason, route)| {
-            if let Some(route) = route {
-                plan.trail.push(Note::Ungranted { route });
-            }
-            reason
-        })?;
+        let Some(grant) = entitle::entitle(partner, route) else {
+            plan.trail.push(Note::Ungranted { route });
+            return Err(Reason::NoGrant);
+        };
         let at = partner.grants.iter().position(|other| std::ptr::eq(other, grant)).unwrap_or_default();
         plan.trail.push(Note::Entitled { partner: id, route: grant.route, grant: at as u16 });
         let route = &*self.route(grant.route).name;
@@ -320,7 +350,7 @@ impl<'p> Admission<'p> {
     }
 
     /// The verdict on a lookup, from what was read of it.
-    pub fn plan_lookup(self, lookup: Result<&Lookup, Reason>) -> Plan<'p> {
+    pub fn plan_lookup(self, lookup: Result<Facts, Reason>) -> Plan<'p> {
         let mut trail = self.trail.clone();
         let shadow = self.partner().limits.shadow;
         let mut charge = None;
@@ -330,7 +360,7 @@ impl<'p> Admission<'p> {
 
     fn decide_lookup(
         self,
-        lookup: Result<&Lookup, Reason>,
+        lookup: Result<Facts, Reason>,
         charge: &mut Option<Charge<'p>>,
         trail: &mut Trail,
     ) -> Result<Permit<'p>, Reason> {
@@ -339,23 +369,22 @@ impl<'p> Admission<'p> {
         let Way::Granted { grant, .. } = self.way else { return Err(Reason::NoGrant) };
         let route = self.policy.route(grant.route);
         let RouteKind::Lookup(declared) = &route.kind else { return Err(Reason::Internal) };
-        let (kind, allocated) = (lookup.subject.kind(), lookup.subject.allocated());
+        let Facts { kind, allocated, person, purpose, has_actor } = lookup;
         if kind != declared.kind {
             return Err(Reason::Internal);
         }
         trail.push(Note::LookedUp { kind, allocated });
-        let purpose = match (&lookup.purpose, &declared.purpose, grant.purposes.as_slice()) {
+        let purpose = match (purpose, &declared.purpose, grant.purposes.as_slice()) {
             (Some(asked), _, granted) => {
-                granted.iter().find(|purpose| ***purpose == **asked).ok_or(Reason::PurposeNotGranted)?
+                granted.iter().find(|purpose| ***purpose == *asked).ok_or(Reason::PurposeNotGranted)?
             }
             // The route has no place for a purpose: the grant's only one is meant.
             (None, None, [only]) => only,
             (None, _, _) => return Err(Reason::PurposeMissing),
         };
-        if partner.actor_required && lookup.actor.is_none() {
+        if partner.actor_required && !has_actor {
             return Err(Reason::ActorMissing);
         }
-        let person = Person { key: lookup.token.key(), previous: lookup.previous.map(|token| token.key()) };
         *charge = Some(Charge::SubjectRate(person, partner.limits.subject));
         Ok(Permit { route, partner, purpose: Some(purpose), trail: Trail::default() })
     }

@@ -80,6 +80,8 @@ pub enum Reason {
     BackendTooLarge,
     BackendIncomplete,
     NoMatch,
+    // record
+    AuditUnavailable,
     // the gateway itself
     Internal,
 }
@@ -189,6 +191,8 @@ impl Reason {
             BackendIncomplete     => row("backend-incomplete", "backend-failed", 502, "the service behind the gateway did not answer properly", Later, "http_response_incomplete"),
             NoMatch               => row("no-match", "no-match", 404, "nobody was found", No, "http_request_error"),
 
+            AuditUnavailable      => row("audit-unavailable", "unavailable", 503, "the gateway cannot take this request now", Later, "proxy_internal_error"),
+
             Internal              => row("internal", "internal", 500, "the gateway failed", Later, "proxy_internal_error"),
         }
     }
@@ -216,6 +220,7 @@ impl Reason {
             IdentifierMissing, IdentifierFormat, IdentifierPrefix, IdentifierCheckDigit, IdentifierPalindrome, IdentifierMasked, IdentifierUndeclared,
             PurposeMissing, PurposeNotGranted, ActorMissing, ActorInvalid,
             BackendBusy, BackendCircuitOpen, BackendUnreachable, BackendTls, BackendConnectTimeout, BackendTimeout, BackendProtocol, BackendError, BackendTooLarge, BackendIncomplete, NoMatch,
+            AuditUnavailable,
             Internal,
         ]
     };

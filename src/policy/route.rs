@@ -82,6 +82,27 @@ pub struct LookupRoute {
     pub records: Option<Vec<String>>,
     /// Statuses by which the backend says that nobody was found.
     pub miss: Vec<u16>,
+    /// `None`: as the gateway does in general.
+    pub durability: Option<Durability>,
+}
+
+/// When an answer may leave that the audit has to tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Once its record is on the disk.
+    BeforeAnswer,
+    /// Once its record waits for the disk: a failing machine may forget some of the last ones.
+    Interval,
+}
+
+impl Durability {
+    pub fn parse(text: &str) -> Result<Durability, String> {
+        match text {
+            "before-answer" => Ok(Durability::BeforeAnswer),
+            "interval" => Ok(Durability::Interval),
+            _ => Err("it is \"before-answer\" or \"interval\"".to_owned()),
+        }
+    }
 }
 
 /// Where in a request a value stands.
@@ -414,6 +435,7 @@ mod tests {
             answer_bytes_max: 0,
             records: None,
             miss: Vec::new(),
+            durability: None,
         };
         Route { backend, kind: RouteKind::Lookup(Box::new(declared)), ..route(&["POST"], &[], pattern) }
     }

@@ -80,6 +80,16 @@ impl Trail {
         })
     }
 
+    /// Place of the grant among its partner's.
+    pub fn grant(&self) -> Option<u16> {
+        self.notes().find_map(|note| if let Note::Entitled { grant, .. } = note { Some(grant) } else { None })
+    }
+
+    /// Whether the gateway's own route was asked for.
+    pub fn is_own_route(&self) -> bool {
+        self.notes().any(|note| note == Note::OwnRoute)
+    }
+
     pub fn network(&self) -> Option<(PartnerId, NetworkId)> {
         self.notes().find_map(|note| match note {
             Note::Admitted { partner, network } => Some((partner, network)),

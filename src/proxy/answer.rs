@@ -12,15 +12,19 @@ use hyper::body::{Bytes, Frame, SizeHint};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::json;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::headers::DECISION_ID;
 use super::paced::{Fault, Paced, Unread};
 use super::upstream::Lease;
+use crate::audit::event::{self, Answer, EndedBy, Event, Step};
+use crate::audit::queue::Class;
 use crate::gateway::Gateway;
 use crate::policy::Denial;
 use crate::policy::reason::{Reason, Retry};
 use crate::state::Hold;
+use crate::subject::{Digester, EpochKey};
 
 /// An answer's body. It can be taken away from outside (see [`Remains`]): a peer that stops reading an HTTP/2 stream
 /// is not polled for more, so no timer inside the body would ever fire.
@@ -46,12 +50,56 @@ enum Slot {
     Expired,
 }
 
-/// What an answer keeps until its last byte is on its way: its place in flight, and who is to be told if it is cut short.
+/// What an answer keeps until its last byte is on its way: its place in flight, and who is to be told of its end.
 pub struct Held {
     _hold: Hold,
     gateway: Arc<Gateway>,
     route: Arc<str>,
     complete: bool,
+    /// Of a lookup's answer, once its `disclosure` is in the audit.
+    closing: Option<Box<Closing>>,
+}
+
+/// What the audit will be told when an answer has ended.
+pub struct Closing {
+    gateway: Arc<Gateway>,
+    decision: Uuid,
+    partner: Option<Arc<str>>,
+    begun: Instant,
+    bytes: u64,
+    /// Of a body that was not known before.
+    digest: Option<Digester>,
+    by: EndedBy,
+}
+
+impl Closing {
+    pub fn new(
+        gateway: Arc<Gateway>,
+        decision: Uuid,
+        partner: Option<Arc<str>>,
+        begun: Instant,
+        digest: Option<Digester>,
+    ) -> Closing {
+        Closing { gateway, decision, partner, begun, bytes: 0, digest, by: EndedBy::Partner }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let closed = event::Closed {
+            v: event::VERSION,
+            time: self.gateway.clock.now(),
+            id: self.decision,
+            partner: self.partner.as_deref().map(Into::into),
+            by: self.by,
+            step: Step::Answer,
+            bytes: self.bytes,
+            digest: self.digest.take().map(Digester::finish),
+            total_us: self.begun.elapsed().as_micros() as u64,
+        };
+        // What does not fit is counted there, and a disclosure without its end counts as whole.
+        let _ = self.gateway.audit.queue.put(Class::Closed, None, &Event::Closed(closed));
+    }
 }
 
 /// Most of a whole body that is handed over at once. HTTP/2 takes what it is given and keeps it while the peer does not
@@ -87,6 +135,34 @@ impl Body {
         Body(Rc::new(RefCell::new(Slot::Streamed { paced, lease: Some(Box::new(lease)), held })))
     }
 
+    /// What the partner will get, where all of it is here.
+    pub fn answer(&self, key: &EpochKey) -> Option<Answer> {
+        let answer = |bytes: &[u8]| Some(Answer { bytes: bytes.len() as u64, digest: key.digest(bytes) });
+        match &*self.0.borrow() {
+            Slot::Whole { bytes, .. } => answer(bytes),
+            Slot::Empty => answer(&[]),
+            _ => None,
+        }
+    }
+
+    /// Tells the audit of this answer's end, from now on.
+    pub fn close_with(&mut self, mut closing: Closing) {
+        match &mut *self.0.borrow_mut() {
+            Slot::Whole { held: Some(held), .. } | Slot::Streamed { held, .. } => {
+                held.closing = Some(Box::new(closing))
+            }
+            _ => closing.by = EndedBy::Complete,
+        }
+    }
+
+    /// Takes back an answer that must not be given.
+    pub fn withdraw(&mut self) {
+        let slot = self.0.replace(Slot::Empty);
+        if let Slot::Whole { held: Some(mut held), .. } | Slot::Streamed { mut held, .. } = slot {
+            held.complete = true;
+        }
+    }
+
     pub fn remains(&self) -> Remains {
         Remains(Rc::downgrade(&self.0))
     }
@@ -95,19 +171,41 @@ impl Body {
 impl Held {
     pub fn new(hold: Hold, gateway: Arc<Gateway>, route: Arc<str>) -> Held {
         // Until there is a body to send, nothing can be cut short.
-        Held { _hold: hold, gateway, route, complete: true }
+        Held { _hold: hold, gateway, route, complete: true, closing: None }
     }
 
-    fn cut(&mut self, reason: &str) {
+    /// So much more is on its way.
+    fn sent(&mut self, piece: &[u8]) {
+        if let Some(closing) = &mut self.closing {
+            closing.bytes += piece.len() as u64;
+            if let Some(digest) = &mut closing.digest {
+                digest.update(piece);
+            }
+        }
+    }
+
+    fn completed(&mut self) {
+        self.complete = true;
+        self.ended(EndedBy::Complete);
+    }
+
+    fn cut(&mut self, reason: &str, by: EndedBy) {
         if !std::mem::replace(&mut self.complete, true) {
             self.gateway.metrics.answer_cut(&self.route, reason);
+            self.ended(by);
+        }
+    }
+
+    fn ended(&mut self, by: EndedBy) {
+        if let Some(mut closing) = self.closing.take() {
+            closing.by = by;
         }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.cut("partner-gone");
+        self.cut("partner-gone", EndedBy::Partner);
     }
 }
 
@@ -122,7 +220,7 @@ impl Remains {
             && let Slot::Streamed { mut held, .. } | Slot::Whole { held: Some(mut held), .. } =
                 slot.replace(Slot::Expired)
         {
-            held.cut("deadline");
+            held.cut("deadline", EndedBy::Gateway);
         }
     }
 }
@@ -146,9 +244,12 @@ impl hyper::body::Body for Body {
                     std::task::ready!(unread.poll_drained(cx));
                 }
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
+                if let Some(held) = held {
+                    held.sent(&piece);
+                }
                 if bytes.is_empty() {
                     if let Some(held) = held {
-                        held.complete = true;
+                        held.completed();
                     }
                     *slot = match unread.take() {
                         Some(unread) if unread.ends_late() => Slot::Ending(unread),
@@ -159,9 +260,12 @@ impl hyper::body::Body for Body {
             }
             Slot::Streamed { paced, lease, held } => {
                 let piece = std::task::ready!(paced.poll_piece(cx));
+                if let Some(Ok(piece)) = &piece {
+                    held.sent(piece);
+                }
                 // The end may be known with the last piece: HTTP/1 does not ask again after a length is reached.
                 if matches!(piece, None | Some(Ok(_))) && paced.is_end_stream() {
-                    held.complete = true;
+                    held.completed();
                     if let Some(lease) = lease.take() {
                         lease.give_back();
                     }
@@ -172,12 +276,13 @@ impl hyper::body::Body for Body {
                         if let (Some(lease), Fault::Broken(_)) = (lease, &fault) {
                             lease.fail(Reason::BackendIncomplete);
                         }
-                        held.cut(fault.code());
+                        let by = if matches!(fault, Fault::Broken(_)) { EndedBy::Backend } else { EndedBy::Gateway };
+                        held.cut(fault.code(), by);
                         *slot = Slot::Expired;
                         Poll::Ready(Some(Err(fault)))
                     }
                     None => {
-                        held.complete = true;
+                        held.completed();
                         *slot = Slot::Empty;
                         Poll::Ready(None)
                     }

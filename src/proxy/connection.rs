@@ -31,23 +31,30 @@ use super::upstream::{Local, Pools};
 use super::wire::http1::HeadLimits;
 use super::wire::http2::{Allowance, FrameLimits};
 use super::wire::{Handle, Limits, Violation, Wire};
+use crate::audit::event::{self, Event};
+use crate::audit::layout::ENTRY_BYTES_MAX;
+use crate::audit::queue::Certified;
 use crate::clock::Timestamp;
 use crate::config::settings::{Http, Settings};
 use crate::gateway::Gateway;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt};
+use crate::policy::identify::Credential;
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
 use crate::policy::{Partner, PartnerId, Sender};
 use crate::snapshot::Snapshot;
 use crate::state::store::Ledger;
 use crate::state::{self, Hold, PartnerState};
+use crate::subject::hex;
 
 /// What the requests of one connection share.
 pub struct Peer {
     pub source: IpAddr,
     pub client: Arc<Client>,
     pub caller: Caller,
+    certified: Arc<Certified>,
+    fingerprint: String,
     pub request_timeout: Duration,
     server_name: Option<String>,
     wire: Handle,
@@ -101,10 +108,14 @@ pub async fn serve(stream: TlsStream<TcpStream>, source: IpAddr, client: Arc<Cli
         subject: headers::printable(&client.subject),
         certificate: headers::client_cert(&client.certificate),
     };
+    let fingerprint = hex(&client.credential.fingerprint);
+    let certified = Arc::new(certified(&client, &fingerprint, gateway.clock.now()));
     let peer = Rc::new(Peer {
         source,
         client,
         caller,
+        certified,
+        fingerprint,
         request_timeout: http.request_timeout,
         server_name,
         wire: handle,
@@ -431,6 +442,16 @@ impl Peer {
         self.gateway().keep(&mut self.ledger()).map_err(|_| Reason::StateUnavailable)
     }
 
+    /// What its certificate says, for the audit.
+    pub fn certified(&self) -> Option<Arc<Certified>> {
+        Some(self.certified.clone())
+    }
+
+    /// SHA-256 of its certificate in hex.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
     pub fn over_capacity(&self) -> Option<Reason> {
         self.over_capacity.get().then_some(Reason::ConnectionsPartner)
     }
@@ -521,6 +542,29 @@ impl Peer {
         let idle = self.requests.get() == 0 && now - self.idle_since.get() > http.idle_timeout;
         if idle { Silence::Idle } else { Silence::No }
     }
+}
+
+/// The audit's entry of a certificate.
+fn certified(client: &Client, fingerprint: &str, now: Timestamp) -> Certified {
+    let Credential { issuer, uris, dns_names, spki, fingerprint: digest, not_after } = &client.credential;
+    let mut entry = event::Credential {
+        v: event::VERSION,
+        time: now,
+        fingerprint: fingerprint.into(),
+        spki: hex(spki).into(),
+        issuer: (&**issuer).into(),
+        subject: event::clipped(&client.subject).into(),
+        uris: uris.iter().map(Into::into).collect(),
+        dns_names: dns_names.iter().map(Into::into).collect(),
+        not_after: *not_after,
+    };
+    let whole = Event::Credential(entry.clone()).to_json();
+    if whole.len() <= ENTRY_BYTES_MAX {
+        return Certified { fingerprint: *digest, entry: whole };
+    }
+    // Thousands of names: no entry could hold them. Its fingerprint still says which one it was.
+    (entry.uris, entry.dns_names) = (Vec::new(), Vec::new());
+    Certified { fingerprint: *digest, entry: Event::Credential(entry).to_json() }
 }
 
 /// Whether the partner may come in from there at all; the agreed hours aside, whose end takes no trust away: what was

@@ -14,6 +14,7 @@ use super::answer::{Body, Held};
 use super::forward::Answered;
 use super::headers;
 use super::paced::{Bounds, Fault, Paced};
+use crate::audit::event::Backend;
 use crate::metrics::Outcome;
 use crate::policy::reason::Reason;
 use crate::policy::route::{LookupRoute, PassRoute, Route, RouteKind};
@@ -24,6 +25,8 @@ pub struct Disclosure {
     /// Of a lookup; `None` for other routes.
     pub outcome: Option<Outcome>,
     pub backend_time: std::time::Duration,
+    /// What the backend answered to a lookup, if it answered.
+    pub backend: Option<Backend>,
 }
 
 /// A refusal after the backend was asked.
@@ -31,6 +34,8 @@ pub struct Withheld {
     pub reason: Reason,
     pub outcome: Option<Outcome>,
     pub backend_time: std::time::Duration,
+    /// What the backend answered to a lookup, if it answered.
+    pub backend: Option<Backend>,
 }
 
 pub async fn disclose(
@@ -42,19 +47,26 @@ pub async fn disclose(
 ) -> Result<Disclosure, Withheld> {
     let before = answered.backend_time;
     let begun = Instant::now();
+    let status = answered.response.status().as_u16();
     match &route.kind {
         RouteKind::Pass(declared) => match pass(declared, method, answered, held, bounds) {
-            Ok(response) => Ok(Disclosure { response, outcome: None, backend_time: before }),
-            Err(reason) => Err(Withheld { reason, outcome: None, backend_time: before }),
+            Ok(response) => Ok(Disclosure { response, outcome: None, backend_time: before, backend: None }),
+            Err(reason) => Err(Withheld { reason, outcome: None, backend_time: before, backend: None }),
         },
         RouteKind::Lookup(declared) => {
             let disclosed = lookup(declared, method, answered, held, bounds).await;
             let backend_time = before + begun.elapsed();
             match disclosed {
-                Ok((response, outcome)) => Ok(Disclosure { response, outcome: Some(outcome), backend_time }),
+                Ok((response, outcome)) => {
+                    let people = if let Outcome::Hit { people } = outcome { Some(people) } else { None };
+                    let backend = Some(Backend { status, people });
+                    Ok(Disclosure { response, outcome: Some(outcome), backend_time, backend })
+                }
                 Err(reason) => {
-                    let outcome = if reason == Reason::NoMatch { Outcome::Miss } else { Outcome::Error };
-                    Err(Withheld { reason, outcome: Some(outcome), backend_time })
+                    let miss = reason == Reason::NoMatch;
+                    let outcome = if miss { Outcome::Miss } else { Outcome::Error };
+                    let backend = Some(Backend { status, people: miss.then_some(0) });
+                    Err(Withheld { reason, outcome: Some(outcome), backend_time, backend })
                 }
             }
         }

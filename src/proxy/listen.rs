@@ -328,6 +328,7 @@ fn turned_away(worker: &Worker, source: IpAddr, balancer: Option<IpAddr>, reason
         tracing::debug!(%source, reason, "connection refused");
         return;
     }
+    gateway.audit.refused.count(reason, source);
     gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
         let balancer = balancer.map(tracing::field::display);
         tracing::info!(%source, balancer, reason, unlogged, "connection refused");
@@ -381,6 +382,7 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
     let settings = &settings.tls;
     let Some(under_way) = Shaking::begin(&gateway.load, source, settings) else {
         gateway.metrics.handshake(Refusal::Busy.code());
+        gateway.audit.refused.count(Refusal::Busy.code(), source);
         gateway.connection_lines.note(gateway.clock.now(), |unlogged| {
             tracing::info!(%source, reason = Refusal::Busy.code(), unlogged, "handshake refused");
         });
@@ -416,6 +418,7 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
         Err(_) => Refusal::Timeout,
     };
     gateway.metrics.handshake(refusal.code());
+    gateway.audit.refused.count(refusal.code(), source);
     let presented = attempt.presented();
     let presented = presented.as_ref();
     // Anybody in an allowed network can fail handshakes as fast as it likes: the log has its own limit.

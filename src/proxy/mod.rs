@@ -1,5 +1,5 @@
 //! The live path. One request, step by step: intake, identify, admit, entitle, charge, lookup, charge, forward, disclose,
-//! answer.
+//! record, answer.
 
 pub mod answer;
 pub mod connection;
@@ -25,8 +25,9 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::time::Instant;
 
+use crate::audit::event::Step;
 use crate::policy::head::Target;
-use crate::policy::lookup::pass_target;
+use crate::policy::lookup::{Lookup, pass_target};
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteKind;
 use crate::policy::{Denial, Head};
@@ -45,7 +46,9 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
     let (parts, body) = request.into_parts();
     let mut record = Record::begin(&peer, &parts.headers);
     let mut body = Unread::new(&parts, body);
-    let mut response = match exchange(parts, &mut body, &peer, &snapshot, &mut record).await {
+    let outcome = exchange(parts, &mut body, &peer, &snapshot, &mut record).await;
+    // Record: durable before the first byte of a lookup's answer leaves.
+    let mut response = match record.evidence(outcome, &snapshot).await {
         Ok(response) => {
             record.allowed(&snapshot, response.status());
             response
@@ -76,6 +79,7 @@ async fn exchange(
 
     // Intake: one reading of the head. Then identify, admit, entitle.
     let sender = peer.sender(snapshot, record.now);
+    record.stands(sender.standing);
     let trusted = peer.still_trusted(snapshot, record.now);
     let (intake, text) = match intake::intake(parts, &peer.line(settings)) {
         Ok((intake, text)) => (Ok(intake), text),
@@ -86,20 +90,22 @@ async fn exchange(
         (Ok(()), Ok(Intake { host, method, .. }), Ok(Target { path, .. })) => {
             snapshot.policy.plan_head(&Head { sender, host, method: method.as_str(), path })
         }
-        (Err(reason), ..) => snapshot.policy.plan_refused(&sender, reason),
-        (_, Err(reason), _) | (.., Err(reason)) => snapshot.policy.plan_refused(&sender, *reason),
+        (Err(reason), ..) | (_, &Err(reason), _) | (.., &Err(reason)) => {
+            snapshot.policy.plan_refused(&sender, record.found(Step::Intake, reason))
+        }
     };
     if let Some(reason) = peer.over_capacity() {
-        return Err(plan.refuse(reason, Duration::from_secs(1)));
+        return Err(plan.refuse(record.found(Step::Connections, reason), Duration::from_secs(1)));
     }
     plan.would_refuse(peer.shadow());
 
     // Charge the request, before a byte of its body is read.
     let (receipt, hold) = peer.charge(snapshot, plan.partner(), plan.charges(), plan.shadow(), record.now);
+    record.paid(&receipt);
     let admission = plan.settle(receipt)?;
     record.admitted(snapshot, admission.trail());
     let Some(route) = admission.route() else {
-        peer.keep().map_err(|reason| Denial::after(admission.trail(), reason))?;
+        peer.keep().map_err(|reason| Denial::after(admission.trail(), record.found(Step::Keep, reason)))?;
         return Ok(whoami::answer(admission, snapshot, peer));
     };
 
@@ -113,7 +119,8 @@ async fn exchange(
             let passed = pass_target(&declared.parameters, &target.path, target.query);
             let too_large = body.announces_more_than(declared.body_bytes_max);
             let passed = passed.and_then(|target| if too_large { Err(Reason::BodyTooLarge) } else { Ok(target) });
-            let plan = admission.plan_pass(passed.as_ref().map(|_| ()).map_err(|reason| *reason));
+            let plan =
+                admission.plan_pass(passed.as_ref().map(|_| ()).map_err(|reason| record.found(Step::Lookup, *reason)));
             let payload = passed.map(|target| {
                 let Intake { headers, nominated, .. } = intake;
                 Payload::Pass { target, headers, nominated, body: body.take() }
@@ -124,19 +131,21 @@ async fn exchange(
             let (captures, now) = (admission.captures(), record.now);
             let read = lookup::read(declared, route, &intake.headers, body, &target, captures, gateway, now, bounds);
             let read = record.reading(read).await;
-            record.looked_up(declared.kind, &read);
-            let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
+            record.looked_up(snapshot, declared.kind, &read);
+            let facts = read.as_ref().map(Lookup::facts).map_err(|reason| record.found(Step::Lookup, *reason));
+            let plan = admission.plan_lookup(facts);
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
         }
     };
     let (receipt, _) = peer.charge(snapshot, record.partner_id(), plan.charges(), plan.shadow(), record.now);
+    record.paid(&receipt);
     let permit = plan.settle(receipt)?;
-    record.permitted(permit.trail());
+    record.permitted(snapshot, route, permit.trail());
     let trail = permit.trail().clone();
     let denied = |reason: Reason| Denial::after(&trail, reason);
     let payload = payload.map_err(denied)?;
     // What was paid outlives the process, before anybody gets anything for it.
-    peer.keep().map_err(denied)?;
+    peer.keep().map_err(|reason| denied(record.found(Step::Keep, reason)))?;
 
     // Forward, and disclose what comes back.
     let (caller, decision, trace) = (&peer.caller, record.decision, &record.trace);
@@ -145,6 +154,7 @@ async fn exchange(
     let answered = forward::forward(permit, payload, errand, snapshot, peer.pools()).await;
     let answered = answered.map_err(|Refusal { reason, retry_after }| {
         record.withheld(reason, asked.elapsed());
+        record.found(Step::Forward, reason);
         Denial { retry_after, ..denied(reason) }
     })?;
     record.uploaded(answered.upload_time);
@@ -152,8 +162,10 @@ async fn exchange(
     let disclosure = disclose::disclose(route, &method, answered, held, bounds).await;
     let disclosure = disclosure.map_err(|withheld| {
         record.backend(withheld.outcome, withheld.backend_time);
-        denied(withheld.reason)
+        record.answered(withheld.backend);
+        denied(record.found(Step::Disclose, withheld.reason))
     })?;
     record.backend(disclosure.outcome, disclosure.backend_time);
+    record.answered(disclosure.backend);
     Ok(disclosure.response)
 }

@@ -1,26 +1,34 @@
-//! What is remembered of one request: one count, one log line, whatever became of it.
+//! What is remembered of one request, whatever became of it: one count, one log line, one entry of the audit, which is on the
+//! disk before a lookup's answer leaves.
 
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::{HeaderMap, StatusCode};
-use tokio::time::Instant;
+use hyper::{HeaderMap, Response, StatusCode};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::answer::{Body, Closing};
 use super::connection::Peer;
 use super::headers::{Trace, decision};
+use crate::audit::Audit;
+use crate::audit::event::{self, EndedBy, Event, Found, OWN_ROUTE, Step, UNKNOWN_PURPOSE, Verdict};
+use crate::audit::queue::{Class, Unavailable};
 use crate::clock::Timestamp;
 use crate::log::LogLimit;
 use crate::metrics::{Identifier, Metrics, Outcome};
+use crate::policy::admit::Standing;
+use crate::policy::charge::Receipt;
 use crate::policy::lookup::Lookup;
 use crate::policy::reason::Reason;
+use crate::policy::route::{Durability, Route, RouteKind};
 use crate::policy::shadow::Shadow;
 use crate::policy::trail::Trail;
 use crate::policy::{Denial, PartnerId};
 use crate::snapshot::Snapshot;
-use crate::subject::Kind;
+use crate::subject::{EpochKey, Kind, Mark};
 
 /// One request under way. Dropped without an end, its partner went away: that is counted too.
 pub struct Record {
@@ -35,12 +43,33 @@ pub struct Record {
     partner: Option<(PartnerId, Arc<str>)>,
     route: Option<Arc<str>>,
     kind: Option<Kind>,
+    facts: Facts,
+    /// What the backend answered.
+    answered: Option<event::Backend>,
+    /// How far it has come.
+    step: Step,
     /// What would have been refused, were nothing in shadow.
     shadow: Shadow,
     /// Time that was not the gateway's: waiting for the partner's body, and for the backend.
     upload: Duration,
     backend: Option<Duration>,
     ended: bool,
+}
+
+/// What the audit holds of a request beside its course: all that its verdict follows from.
+struct Facts {
+    standing: Standing,
+    is_own_route: bool,
+    grant: Option<u16>,
+    purpose: Option<Arc<str>>,
+    actor: Option<Mark>,
+    subject: Option<event::Subject<'static>>,
+    found: Option<Found>,
+    receipts: Vec<event::Receipt>,
+    /// The key that the marks of the subject are made with, and the digest of its answer.
+    key: Option<Arc<EpochKey>>,
+    /// Of a lookup that was allowed: how it came to that, and when its answer may leave.
+    permitted: Option<(Trail, Durability)>,
 }
 
 impl Record {
@@ -59,6 +88,20 @@ impl Record {
             partner: None,
             route: None,
             kind: None,
+            facts: Facts {
+                standing: Standing::Open,
+                is_own_route: false,
+                grant: None,
+                purpose: None,
+                actor: None,
+                subject: None,
+                found: None,
+                receipts: Vec::new(),
+                key: None,
+                permitted: None,
+            },
+            answered: None,
+            step: Step::Intake,
             shadow: Shadow::default(),
             upload: Duration::ZERO,
             backend: None,
@@ -70,8 +113,25 @@ impl Record {
         self.partner.as_ref().map(|(id, _)| *id)
     }
 
+    /// Where the partner stands, as its request's rules see it.
+    pub fn stands(&mut self, standing: Standing) {
+        self.facts.standing = standing;
+    }
+
+    /// What a step outside of the policy found wrong.
+    pub fn found(&mut self, step: Step, reason: Reason) -> Reason {
+        self.facts.found = Some(Found { step, reason });
+        reason
+    }
+
+    /// What was paid, for the request first and then for the person.
+    pub fn paid(&mut self, receipt: &Receipt) {
+        self.facts.receipts.push(event::Receipt::of(receipt));
+    }
+
     /// The partner is known and let in.
     pub fn admitted(&mut self, snapshot: &Snapshot, trail: &Trail) {
+        self.step = Step::Lookup;
         self.learn(snapshot, trail);
         if let Some((partner, network)) = trail.network() {
             snapshot.matched(partner, network, self.now, &mut self.peer.ledger());
@@ -79,8 +139,13 @@ impl Record {
     }
 
     /// All is decided and paid for.
-    pub fn permitted(&mut self, trail: &Trail) {
+    pub fn permitted(&mut self, snapshot: &Snapshot, route: &Route, trail: &Trail) {
         self.shadow.join(trail.shadow());
+        self.step = Step::Forward;
+        if let RouteKind::Lookup(declared) = &route.kind {
+            let durability = declared.durability.unwrap_or(snapshot.settings.audit.durability);
+            self.facts.permitted = Some((trail.clone(), durability));
+        }
     }
 
     /// Waits for something that the partner has to send.
@@ -91,8 +156,11 @@ impl Record {
         read
     }
 
-    pub fn looked_up(&mut self, kind: Kind, read: &Result<Lookup, Reason>) {
+    pub fn looked_up(&mut self, snapshot: &Snapshot, kind: Kind, read: &Result<Lookup, Reason>) {
         self.kind = Some(kind);
+        if let Ok(lookup) = read {
+            self.remember(snapshot, lookup);
+        }
         let result = match read {
             Ok(lookup) if lookup.subject.allocated() == Some(false) => Identifier::Unallocated,
             Ok(_) => Identifier::Valid,
@@ -100,6 +168,31 @@ impl Record {
             Err(_) => return,
         };
         self.metrics().identifier(self.partner_name(), kind.as_str(), result);
+    }
+
+    fn remember(&mut self, snapshot: &Snapshot, lookup: &Lookup) {
+        let keys = self.peer.gateway().epochs();
+        // The epoch may have changed since the lookup was read; its own key is there for as long as anybody is counted by it.
+        let Some(key) = keys.all().find(|key| key.number() == lookup.epoch) else { return };
+        let before = keys.all().find(|before| before.number() < lookup.epoch);
+        let previous = lookup.previous.zip(before).map(|(token, before)| (token, before.id()));
+        let features = key.features(&lookup.subject);
+        self.facts.subject = Some(event::Subject::of(lookup, &features, key.id(), previous).into_owned());
+        self.facts.actor = lookup.actor.as_ref().map(|actor| key.actor(actor.as_str()));
+        // A purpose is a text of the partner's until the configuration knows it.
+        let known = |asked: &String| {
+            let purposes = self.partner_id().into_iter().flat_map(|id| &snapshot.policy.partner(id).grants);
+            purposes.flat_map(|grant| &grant.purposes).find(|purpose| ***purpose == **asked).cloned()
+        };
+        let purpose = lookup.purpose.as_ref().map(|asked| known(asked).unwrap_or_else(|| UNKNOWN_PURPOSE.into()));
+        self.facts.purpose = purpose;
+        self.facts.key = Some(key.clone());
+    }
+
+    /// What the backend answered.
+    pub fn answered(&mut self, backend: Option<event::Backend>) {
+        self.step = Step::Disclose;
+        self.answered = backend;
     }
 
     /// The backend was asked and answered.
@@ -143,14 +236,7 @@ impl Record {
     pub fn refused(&mut self, snapshot: &Snapshot, denial: &Denial) {
         self.learn(snapshot, &denial.trail);
         let reason = denial.reason;
-        // A miss is an answer, and a failing backend is no verdict on the partner.
-        let verdict = match reason {
-            Reason::NoMatch => "allow",
-            _ if matches!(reason.row().public, "backend-failed" | "backend-timeout" | "unavailable" | "internal") => {
-                "failed"
-            }
-            _ => "deny",
-        };
+        let verdict = Verdict::of(Some(reason)).as_str();
         self.end(verdict, reason.code());
         if verdict == "allow" {
             self.passed(snapshot);
@@ -203,8 +289,109 @@ impl Record {
         snapshot.request_lines(self.partner_id()).unwrap_or(&self.peer.gateway().request_lines)
     }
 
+    /// Puts the request into the audit. Of an allowed lookup, hit or miss, nobody is told anything before that has happened
+    /// as its route asks for; where it cannot, the lookup is refused.
+    pub async fn evidence(
+        &mut self,
+        outcome: Result<Response<Body>, Denial>,
+        snapshot: &Snapshot,
+    ) -> Result<Response<Body>, Denial> {
+        let reason = outcome.as_ref().err().map(|denial| denial.reason);
+        if let Err(denial) = &outcome {
+            self.learn(snapshot, &denial.trail);
+            if denial.reason == Reason::HostMismatch {
+                self.found(Step::Intake, denial.reason);
+            }
+        }
+        let permitted = self.facts.permitted.take().filter(|_| Verdict::of(reason) == Verdict::Allow);
+        let Some((trail, durability)) = permitted else {
+            if let Some(reason) = reason {
+                let event = Event::Denied(Box::new(self.event(snapshot, Some(reason), None)));
+                // What does not fit is counted there, and told of in a gap: a refusal needs no record to be one.
+                let _ = self.audit().queue.put(Class::Denied, self.peer.certified(), &event);
+            }
+            return outcome;
+        };
+        self.step = Step::Record;
+        let body = outcome.as_ref().ok().map(Response::body);
+        let answer = body.zip(self.facts.key.as_ref()).and_then(|(body, key)| body.answer(key));
+        let event = Event::Disclosure(Box::new(self.event(snapshot, reason, answer)));
+        let (queue, certified) = (&self.audit().queue, self.peer.certified());
+        let kept = match durability {
+            Durability::Interval => queue.put(Class::Disclosure, certified, &event),
+            Durability::BeforeAnswer => {
+                let kept = queue.keep(Class::Disclosure, certified, &event);
+                timeout_at(self.deadline, kept).await.unwrap_or(Err(Unavailable))
+            }
+        };
+        drop(event);
+        match (kept, outcome) {
+            (Ok(()), Ok(mut response)) => {
+                self.step = Step::Answer;
+                let (gateway, partner) =
+                    (self.peer.gateway().clone(), self.partner.as_ref().map(|(_, name)| name.clone()));
+                let digest = self.facts.key.as_ref().filter(|_| answer.is_none()).map(|key| key.digester());
+                response.body_mut().close_with(Closing::new(gateway, self.decision, partner, self.begun, digest));
+                Ok(response)
+            }
+            (Ok(()), refused) => refused,
+            (Err(Unavailable), outcome) => {
+                if let Ok(mut response) = outcome {
+                    response.body_mut().withdraw();
+                }
+                Err(Denial::after(&trail, self.found(Step::Record, Reason::AuditUnavailable)))
+            }
+        }
+    }
+
+    fn event<'r>(
+        &'r self,
+        snapshot: &Snapshot,
+        reason: Option<Reason>,
+        answer: Option<event::Answer>,
+    ) -> event::Request<'r> {
+        let facts = &self.facts;
+        let micros = |time: Duration| time.as_micros() as u64;
+        event::Request {
+            v: event::VERSION,
+            time: self.now,
+            id: self.decision,
+            trace: Some(self.trace.id().into()),
+            generation: snapshot.generation,
+            credential: self.peer.fingerprint().into(),
+            source: self.peer.source,
+            partner: self.partner.as_ref().map(|(_, name)| (&**name).into()),
+            standing: facts.standing,
+            route: if facts.is_own_route { Some(OWN_ROUTE.into()) } else { self.route.as_deref().map(Into::into) },
+            grant: facts.grant,
+            purpose: facts.purpose.as_deref().map(Into::into),
+            actor: facts.actor,
+            consent: None,
+            subject: facts.subject.clone(),
+            found: facts.found,
+            receipts: facts.receipts.clone(),
+            verdict: Verdict::of(reason),
+            reason,
+            shadow: self.shadow.reasons().collect(),
+            backend: self.answered,
+            fields: None,
+            answer,
+            latency: event::Latency {
+                total_us: micros(self.begun.elapsed()),
+                upload_us: micros(self.upload),
+                backend_us: self.backend.map(micros),
+            },
+        }
+    }
+
+    fn audit(&self) -> &Audit {
+        &self.peer.gateway().audit
+    }
+
     fn learn(&mut self, snapshot: &Snapshot, trail: &Trail) {
         self.shadow.join(trail.shadow());
+        self.facts.is_own_route |= trail.is_own_route();
+        self.facts.grant = self.facts.grant.or(trail.grant());
         if let (None, Some(id)) = (&self.partner, trail.partner()) {
             self.partner = Some((id, snapshot.policy.partner(id).name.clone()));
         }
@@ -232,6 +419,23 @@ impl Record {
         }
     }
 
+    /// Who went away before there was an answer, and had been let in.
+    fn gone(&self) {
+        let Some((_, partner)) = &self.partner else { return };
+        let closed = event::Closed {
+            v: event::VERSION,
+            time: self.peer.gateway().clock.now(),
+            id: self.decision,
+            partner: Some((&**partner).into()),
+            by: EndedBy::Partner,
+            step: self.step,
+            bytes: 0,
+            digest: None,
+            total_us: self.begun.elapsed().as_micros() as u64,
+        };
+        let _ = self.audit().queue.put(Class::Closed, None, &Event::Closed(closed));
+    }
+
     fn partner_name(&self) -> &str {
         self.partner.as_ref().map_or("none", |(_, name)| name)
     }
@@ -254,6 +458,7 @@ impl Drop for Record {
         if !self.ended {
             self.metrics().request(self.partner_name(), self.route_name(), "aborted", "partner-gone");
             self.count_shadow();
+            self.gone();
         }
         self.peer.ends();
     }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use serde::de::{Deserialize, Deserializer, Error};
+use serde::ser::{Serialize, Serializer};
+
 use super::{EpochKey, Kind, Subject};
 
 /// What detectors learn of a subject, and what the audit keeps so that evidence can be rebuilt.
@@ -59,6 +62,20 @@ impl fmt::Display for Mark {
     }
 }
 
+impl Serialize for Mark {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mark {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Mark, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        let number = u128::from_str_radix(&text, 16).ok().filter(|_| text.len() == 32);
+        number.map(|number| Mark(number.to_be_bytes())).ok_or_else(|| D::Error::custom("not 32 hex digits"))
+    }
+}
+
 impl fmt::Debug for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -73,22 +90,22 @@ impl EpochKey {
         let serial = if kind == Kind::Pan { &id[..9] } else { id };
         // Every canonical id has at least eight characters, and its serial ends in three digits.
         let (block, offset) = serial.split_at(serial.len() - 3);
+        let mark = |domain: &str, part: &[u8]| self.mark(domain, kind, part);
         let neighbour = |side| match neighbour(block, side) {
-            Some(bytes) => self.mark("block", kind, &bytes[..block.len()]),
+            Some(bytes) => mark("block", &bytes[..block.len()]),
             None => Mark::NONE,
         };
         Features {
-            block: self.mark("block", kind, block),
+            block: mark("block", block),
             before: neighbour(Side::Before),
             after: neighbour(Side::After),
             offset: offset.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')),
-            series: self.mark("series", kind, &id[..if kind == Kind::Mobile { 5 } else { 4 }]),
+            series: mark("series", &id[..if kind == Kind::Mobile { 5 } else { 4 }]),
             allocated: subject.allocated(),
             check_digit: matches!(kind, Kind::Aadhaar | Kind::Vid | Kind::Epic).then_some(true),
         }
     }
 
-    /// `domain` is the name of no kind, so no mark is the beginning of a token.
     fn mark(&self, domain: &str, kind: Kind, part: &[u8]) -> Mark {
         Mark::of(self.mac(&[domain.as_bytes(), kind.as_str().as_bytes(), part]))
     }

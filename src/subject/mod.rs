@@ -14,7 +14,7 @@ mod mobile;
 mod other;
 
 pub use features::{Features, Mark};
-pub use keys::{Digester, EpochKey, KeyError, Token};
+pub use keys::{Digester, EpochKey, KeyError, Token, hex};
 
 /// What sort of identifier a route accepts. Always declared by the route, never guessed: `91` and a mobile number is
 /// twelve digits, and one in ten of those is a possible Aadhaar number.

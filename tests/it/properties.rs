@@ -709,7 +709,7 @@ fn steps(
             let asked = Asked { path, captures: &captures, query, header: &header, body };
             let readable = lookup::body_readable(declared, !body.is_empty(), &header);
             let read = readable.and_then(|()| lookup::read(declared, route, &asked, key, None));
-            let plan = admission.plan_lookup(read.as_ref().map_err(|reason| *reason));
+            let plan = admission.plan_lookup(read.as_ref().map(Lookup::facts).map_err(|reason| *reason));
             outcome.lookup = read.ok();
             plan
         }
@@ -1441,7 +1441,7 @@ fn permitted(policy: &Policy, target: &str, body: &str, key: &EpochKey) -> Optio
     let (path, query) = (&target.path, target.query);
     let asked = Asked { path, captures: &captures, query, header: &header, body: body.as_bytes() };
     let lookup = lookup::read(declared, route, &asked, key, None).ok()?;
-    let plan = admission.plan_lookup(Ok(&lookup));
+    let plan = admission.plan_lookup(Ok(lookup.facts()));
     let charges: Vec<_> = plan.charges().collect();
     let permit = plan.settle(Receipt::Paid).ok()?;
     assert_eq!((permit.purpose(), &*permit.route().name), (Some("care"), &*route.name));

@@ -16,8 +16,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tempfile::TempDir;
 
-use super::world::backend::{Backend, Exchange};
+use super::world::backend::{Backend, Exchange, one_person};
 use super::world::pki::{Authority, pki};
+use super::world::{Setup, World, eventually};
 
 const ORIGIN: &str = "gateway.test/dwarpal";
 
@@ -47,6 +48,8 @@ fn proof(old: u64, size: u64) -> Result<Vec<Hash>, tree::ProofError<Infallible>>
 /// A witness by the specification: it signs what is signed by the log and continues what it has signed.
 struct FakeWitness {
     key: Signer,
+    /// Whose log it signs for; `None`: anybody's.
+    log: Option<Vkey>,
     size: u64,
     root: Hash,
     /// Sizes from which it was shown a proof.
@@ -56,7 +59,7 @@ struct FakeWitness {
 impl FakeWitness {
     fn new(seed: u8) -> FakeWitness {
         let key = Signer::from_seed(&format!("witness.test/{seed}"), &[seed; 32]).expect("a key");
-        FakeWitness { key, size: 0, root: tree::empty_root(), asked: Vec::new() }
+        FakeWitness { key, log: Some(log_key().vkey()), size: 0, root: tree::empty_root(), asked: Vec::new() }
     }
 
     fn add_checkpoint(&mut self, body: &str) -> (u16, String) {
@@ -66,7 +69,11 @@ impl FakeWitness {
             lines.next().and_then(|line| line.strip_prefix("old ")).and_then(|old| old.parse().ok()).expect("old");
         let proof: Vec<_> = lines.map(|line| Hash::parse(line).expect("a hash")).collect();
         self.asked.push(old);
-        let new = Checkpoint::verified(note.as_bytes(), &log_key().vkey());
+        let parsed = Note::parse(note.as_bytes()).expect("a note");
+        let new = match &self.log {
+            Some(log) => Checkpoint::verified(note.as_bytes(), log),
+            None => Checkpoint::parse(parsed.text()),
+        };
         let Ok(new) = new else { return (403, String::new()) };
         if old != self.size {
             return (409, format!("{}\n", self.size));
@@ -77,12 +84,15 @@ impl FakeWitness {
             return (422, String::new());
         }
         (self.size, self.root) = (new.size, new.root);
-        let text = Note::parse(note.as_bytes()).expect("a note");
         // Others of its keys sign as well.
         let other = Signer::from_seed("witness.test/other", &[99; 32]).expect("a key");
         (
             200,
-            format!("{}\n{}\n", other.cosign(text.text(), 1_800_000_000), self.key.cosign(text.text(), 1_800_000_000)),
+            format!(
+                "{}\n{}\n",
+                other.cosign(parsed.text(), 1_800_000_000),
+                self.key.cosign(parsed.text(), 1_800_000_000)
+            ),
         )
     }
 }
@@ -348,4 +358,38 @@ fn copies_leave_the_machine_and_one_that_cannot_holds_up_no_other() {
     sender.publish(4);
     let text = std::fs::read_to_string(&barred).expect("copies");
     assert_eq!(text, format!("half a che\n\n{}\n", checkpoint(4)));
+}
+
+#[test]
+fn a_confined_gateways_checkpoints_arrive_and_come_back_signed() {
+    let fake = Arc::new(Mutex::new(FakeWitness { log: None, ..FakeWitness::new(7) }));
+    let server = serve_witness(&fake);
+    let (elsewhere, key) = (TempDir::new().expect("directory"), fake.lock().expect("witness").key.cosigner_vkey());
+    let copies = elsewhere.path().join("checkpoints");
+    let audit = format!(
+        "checkpoint_interval = \"100ms\"\ncheckpoint_files = [\"{}\"]\n[[audit.witness]]\nname = \"one\"\nvkey = \"{key}\"\n\
+         url = \"http://{}/w\"\n",
+        copies.display(),
+        server.address
+    );
+    let mut world = Setup::new().section(&format!("\n[audit]\n{audit}")).spawn(one_person);
+    let signed = |world: &World| {
+        let note = std::fs::read(world.directory().join("data/audit/checkpoint")).ok();
+        note.and_then(|note| Note::parse(&note).ok()).is_some_and(|note| note.verified_by(&key).is_ok())
+    };
+    eventually("the checkpoint is cosigned", || signed(&world));
+    let before = fake.lock().expect("witness").size;
+    assert_eq!(world.ask("GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n").status, 200);
+    // After a kill nobody knows what the witness has signed, but the witness.
+    world.kill_and_restart();
+    eventually("it is cosigned again", || signed(&world) && fake.lock().expect("witness").size > before);
+    assert!(world.metric("dwarpal_audit_witness_total{result=\"ok\",witness=\"one\"}") >= 1.0);
+    let target = copies.display();
+    assert!(world.metric(&format!("dwarpal_audit_copy_total{{result=\"ok\",target=\"{target}\"}}")) >= 1.0);
+    // The last one of all comes with the end.
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
+    let last = std::fs::read(world.directory().join("data/audit/checkpoint")).expect("a checkpoint");
+    let last = Note::parse(&last).expect("a note");
+    assert_eq!(notes(&copies).last().map(|note| note.text().to_owned()), Some(last.text().to_owned()));
 }

@@ -1,6 +1,7 @@
 //! How does a test get a whole gateway? Configuration as text, a PKI by openssl, a recording backend, and a way to call.
 
 pub mod backend;
+pub mod evidence;
 pub mod frames;
 pub mod line;
 pub mod mortal;
@@ -250,7 +251,7 @@ impl Setup {
         let config = loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
         let running = Gateway::start(config, clock).unwrap_or_else(|error| panic!("{error}"));
         let (address, metrics_address) = (running.address, running.metrics_address);
-        World { address, metrics_address, backend, host: Host::Here(Some(running)), directory }
+        World { address, metrics_address, backend, host: Host::Here(Some(running)), directory, spoiled: false }
     }
 
     /// The gateway as a process of its own: the real binary.
@@ -268,7 +269,7 @@ impl Setup {
         let (directory, backend) = self.stage(script);
         let (process, serving) = Process::serve(directory.path(), starter, environment);
         let (address, metrics_address) = addresses(&serving);
-        World { address, metrics_address, backend, host: Host::Process(process), directory }
+        World { address, metrics_address, backend, host: Host::Process(process), directory, spoiled: false }
     }
 
     fn stage(self, script: impl Fn(&mut Exchange) + Send + Sync + 'static) -> (TempDir, Backend) {
@@ -297,6 +298,8 @@ pub struct World {
     pub backend: Backend,
     host: Host,
     directory: TempDir,
+    /// The test damages what the gateway leaves on the disk: nothing of that is looked at afterwards.
+    pub spoiled: bool,
 }
 
 enum Host {
@@ -403,15 +406,31 @@ impl World {
     }
 }
 
+/// Whatever a test did: the evidence holds, and nothing that was written holds an identifier.
 impl Drop for World {
     fn drop(&mut self) {
         self.backend.stop();
-        if let Host::Here(running) = &mut self.host
-            && let Some(running) = running.take()
-            && let Err(error) = running.stop()
-            && !std::thread::panicking()
-        {
-            panic!("the gateway did not stop in order: {error}");
+        let mut written = Vec::new();
+        match &mut self.host {
+            Host::Here(running) => {
+                let Some(running) = running.take() else { return };
+                let snapshot = running.gateway.snapshot();
+                let (pressure, clock) = (&running.gateway.pressure, &running.gateway.clock);
+                written = running.gateway.metrics.render(&snapshot, 0, pressure, clock.now());
+                if let Err(error) = running.stop()
+                    && !std::thread::panicking()
+                {
+                    panic!("the gateway did not stop in order: {error}");
+                }
+            }
+            Host::Process(process) => {
+                process.kill();
+                written.extend_from_slice(process.log().as_bytes());
+            }
+        }
+        if !std::thread::panicking() && !self.spoiled {
+            assert_eq!(evidence::identifier_in(&written), None, "in metrics or log lines");
+            evidence::inspect(self.directory.path());
         }
     }
 }
@@ -499,10 +518,17 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
+impl Process {
+    /// Ends it without a word, if it has not ended.
+    fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

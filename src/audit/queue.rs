@@ -1,0 +1,454 @@
+//! How do entries come to the disk, and who waits for that? A bounded queue, and the thread that empties it.
+//!
+//! Workers put entries in, the writer takes all there are and appends them with one write and one flush. So the more lookups
+//! wait, the more share the disk's time. Whoever has to wait is told when its entry is durable, or that it is not.
+
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::event::{self, Event, VERSION};
+use super::journal::Journal;
+use super::layout::{ENTRY_BYTES_MAX, SEGMENT};
+use crate::clock::{Clock, Timestamp};
+
+/// What an entry is to those who wait, and how much of the queue and of the disk it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Without it no lookup is answered: it may have all the room there is.
+    Disclosure,
+    /// What the gateway and its operators do.
+    Other,
+    /// How an answer ended.
+    Closed,
+    /// A flood of refusals must leave room for the others.
+    Denied,
+}
+
+impl Class {
+    const ALL: [Class; 4] = [Class::Disclosure, Class::Other, Class::Closed, Class::Denied];
+
+    /// For metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Class::Disclosure => "disclosure",
+            Class::Other => "other",
+            Class::Closed => "closed",
+            Class::Denied => "denied",
+        }
+    }
+}
+
+/// The entry was not taken, or did not get to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unavailable;
+
+/// A certificate that requests name; its own entry comes before theirs.
+#[derive(Debug)]
+pub struct Certified {
+    pub fingerprint: [u8; 32],
+    pub entry: Vec<u8>,
+}
+
+pub struct Queue {
+    bytes_max: usize,
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    /// Entries that are on the disk.
+    durable: AtomicU64,
+    /// Too little room on the disk for refusals.
+    disk_short: AtomicBool,
+    failures: AtomicU64,
+    pub clock: Clock,
+}
+
+#[derive(Default)]
+struct Waiting {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Somebody waits: the disk is asked at once.
+    hurry: bool,
+    state: State,
+    lost: Lost,
+    /// Since the start, by class.
+    lost_ever: [u64; 4],
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    /// Nothing is taken before the log is open.
+    #[default]
+    Broken,
+    Open,
+    /// The gateway stops; what was taken is still written.
+    Closed,
+}
+
+struct Entry {
+    json: Vec<u8>,
+    class: Class,
+    certified: Option<Arc<Certified>>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+/// What is missing in the log since it was last told so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    since: Timestamp,
+    cause: &'static str,
+    pub lookups_refused: u64,
+    pub denied: u64,
+    pub closed: u64,
+    pub others: u64,
+}
+
+impl Lost {
+    fn is_empty(&self) -> bool {
+        self.lookups_refused + self.denied + self.closed + self.others == 0
+    }
+
+    fn count(&mut self, class: Class, cause: &'static str, now: Timestamp) {
+        if self.is_empty() {
+            (self.since, self.cause) = (now, cause);
+        }
+        match class {
+            Class::Disclosure => self.lookups_refused += 1,
+            Class::Denied => self.denied += 1,
+            Class::Closed => self.closed += 1,
+            Class::Other => self.others += 1,
+        }
+    }
+}
+
+impl Waiting {
+    fn lose(&mut self, class: Class, cause: &'static str, now: Timestamp) {
+        self.lost.count(class, cause, now);
+        self.lost_ever[class as usize] += 1;
+    }
+}
+
+/// Without anybody waiting, so many bytes are reason enough to write.
+const BATCH_BYTES: usize = 1 << 20;
+/// How often the writer looks after what nobody asks for: a gap to tell of, the room on the disk, a broken log.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What an entry takes beside its bytes.
+const ENTRY_OVERHEAD: usize = 128;
+
+impl Queue {
+    pub fn new(bytes_max: usize, clock: Clock) -> Queue {
+        let (waiting, filled) = (Mutex::default(), Condvar::new());
+        let (durable, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        Queue { bytes_max, waiting, filled, durable, disk_short: AtomicBool::new(false), failures, clock }
+    }
+
+    /// Takes an entry that nobody waits for. What is refused is counted, and told in a `gap` once there is room.
+    pub fn put(&self, class: Class, certified: Option<Arc<Certified>>, event: &Event) -> Result<(), Unavailable> {
+        self.take_in(Entry { json: event.to_json(), class, certified, done: None })
+    }
+
+    /// Takes an entry and comes back when it is on the disk.
+    pub async fn keep(
+        &self,
+        class: Class,
+        certified: Option<Arc<Certified>>,
+        event: &Event<'_>,
+    ) -> Result<(), Unavailable> {
+        let (done, kept) = oneshot::channel();
+        self.take_in(Entry { json: event.to_json(), class, certified, done: Some(done) })?;
+        kept.await.map_err(|_| Unavailable)
+    }
+
+    /// The same for a thread that may stand still.
+    pub fn keep_blocking(&self, class: Class, event: &Event) -> Result<(), Unavailable> {
+        let (done, kept) = oneshot::channel();
+        self.take_in(Entry { json: event.to_json(), class, certified: None, done: Some(done) })?;
+        kept.blocking_recv().map_err(|_| Unavailable)
+    }
+
+    fn take_in(&self, entry: Entry) -> Result<(), Unavailable> {
+        let size = entry.json.len() + ENTRY_OVERHEAD;
+        let room = match entry.class {
+            Class::Disclosure => self.bytes_max,
+            Class::Other | Class::Closed => self.bytes_max / 4 * 3,
+            Class::Denied => self.bytes_max / 2,
+        };
+        let mut waiting = self.lock();
+        let cause = match waiting.state {
+            _ if entry.json.len() > ENTRY_BYTES_MAX => Some("an entry was too long"),
+            State::Broken => Some("the log cannot be written"),
+            State::Closed => Some("the gateway stops"),
+            State::Open if waiting.bytes + size > room => Some("the queue is full"),
+            State::Open if entry.class == Class::Denied && self.disk_short.load(Ordering::Relaxed) => Some(DISK_SHORT),
+            State::Open => None,
+        };
+        if let Some(cause) = cause {
+            waiting.lose(entry.class, cause, self.clock.now());
+            return Err(Unavailable);
+        }
+        let hurries = entry.done.is_some();
+        // The writer sleeps until there is anything, then until somebody waits or there is much.
+        let wakes = waiting.entries.is_empty()
+            || hurries && !waiting.hurry
+            || waiting.bytes < BATCH_BYTES && waiting.bytes + size >= BATCH_BYTES;
+        waiting.hurry |= hurries;
+        waiting.bytes += size;
+        waiting.entries.push_back(entry);
+        drop(waiting);
+        if wakes {
+            self.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Entries on the disk.
+    pub fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Whether no lookup can be answered now, for want of a record.
+    pub fn is_broken(&self) -> bool {
+        self.lock().state == State::Broken
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Writes that failed since the start.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// What was lost and not told of yet.
+    pub fn lost(&self) -> Lost {
+        self.lock().lost
+    }
+
+    /// What was lost since the start.
+    pub fn lost_ever(&self) -> impl Iterator<Item = (Class, u64)> {
+        let lost = self.lock().lost_ever;
+        Class::ALL.into_iter().map(move |class| (class, lost[class as usize]))
+    }
+
+    /// Takes nothing more. The writer ends when all is written.
+    pub fn close(&self) {
+        self.lock().state = State::Closed;
+        self.filled.notify_one();
+    }
+
+    /// The log is open, with so many entries.
+    pub fn open(&self, size: u64) {
+        self.durable.store(size, Ordering::Release);
+        let mut waiting = self.lock();
+        if waiting.state == State::Broken {
+            waiting.state = State::Open;
+        }
+    }
+
+    /// From now on nothing is taken; what waited is lost, and whoever waited for it is told.
+    fn fail(&self, entries: Vec<Entry>) {
+        let now = self.clock.now();
+        let mut waiting = self.lock();
+        let more = std::mem::take(&mut waiting.entries);
+        for entry in entries.into_iter().chain(more) {
+            waiting.lose(entry.class, "the log could not be written", now);
+        }
+        (waiting.bytes, waiting.hurry) = (0, false);
+        if waiting.state == State::Open {
+            waiting.state = State::Broken;
+        }
+    }
+
+    /// Waits for a batch: for the first entry, then for the interval or somebody in a hurry. Empty where there is something
+    /// else to look after; `None` at the end.
+    fn take(&self, interval: Duration) -> Option<Vec<Entry>> {
+        let mut waiting = self.lock();
+        if waiting.entries.is_empty() && waiting.state != State::Closed {
+            waiting = self.filled.wait_timeout(waiting, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let begun = Instant::now();
+        while !waiting.entries.is_empty()
+            && !waiting.hurry
+            && waiting.bytes < BATCH_BYTES
+            && waiting.state == State::Open
+        {
+            let Some(left) = interval.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
+            waiting = self.filled.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if waiting.entries.is_empty() && waiting.state == State::Closed {
+            return None;
+        }
+        (waiting.bytes, waiting.hurry) = (0, false);
+        Some(std::mem::take(&mut waiting.entries).into())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while it holds the lock, and every write leaves whole values behind.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const DISK_SHORT: &str = "too little room on the disk for refusals";
+
+/// The writer: the only one that appends.
+pub struct Writer<'q> {
+    pub queue: &'q Queue,
+    pub directory: &'q Path,
+    pub interval: Duration,
+    /// Free room that is kept for lookups.
+    pub reserve_bytes: u64,
+    /// Told after each batch how long it took, and what it held.
+    pub written: &'q dyn Fn(Duration, u64),
+}
+
+impl Writer<'_> {
+    /// Writes until the queue is closed and empty.
+    pub fn run(&self, mut journal: Journal) {
+        let mut segment = Segment::default();
+        let mut told_of_gap = None::<Instant>;
+        while let Some(batch) = self.queue.take(self.interval) {
+            if journal.is_broken() && !self.mend(&mut journal) {
+                self.queue.fail(batch);
+                continue;
+            }
+            let batch = self.leave_the_reserve(batch);
+            // With room for lookups only, the sum of it is told afterwards.
+            let tells = !self.queue.disk_short.load(Ordering::Relaxed)
+                && told_of_gap.is_none_or(|told| told.elapsed() >= LOOK_EVERY);
+            let gap = tells.then(|| self.gap()).flatten();
+            let entries = segment.lay_out(journal.size(), &batch, gap.as_ref().map(|(json, _)| json.as_slice()));
+            if entries.is_empty() {
+                continue;
+            }
+            let begun = Instant::now();
+            if let Err(error) = journal.append(&entries) {
+                let directory = self.directory.display();
+                tracing::error!(%error, %directory, "the audit cannot be written: no lookup is answered until it can");
+                self.queue.failures.fetch_add(1, Ordering::Relaxed);
+                segment = Segment::default();
+                self.queue.fail(batch);
+                continue;
+            }
+            self.queue.durable.store(journal.size(), Ordering::Release);
+            (self.written)(begun.elapsed(), entries.len() as u64);
+            if let Some((_, told)) = gap {
+                told_of_gap = Some(begun);
+                self.queue.told(told);
+            }
+            for done in batch.into_iter().filter_map(|entry| entry.done) {
+                // Who asked may have gone away meanwhile.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Goes back to what was acknowledged, and sees whether the disk takes an entry: the one that tells of the gap.
+    fn mend(&self, journal: &mut Journal) -> bool {
+        let mended = journal.recover().map_err(|damage| damage.to_string()).and_then(|_| {
+            let Some((gap, told)) = self.gap() else { return Ok(()) };
+            journal.append(&[gap]).map_err(|error| error.to_string())?;
+            self.queue.told(told);
+            Ok(())
+        });
+        if let Err(error) = mended {
+            tracing::debug!(error, "the audit cannot be written yet");
+            return false;
+        }
+        tracing::info!(size = journal.size(), "the audit can be written again");
+        self.queue.open(journal.size());
+        true
+    }
+
+    /// Takes refusals out of a batch when the disk has room for lookups only.
+    fn leave_the_reserve(&self, batch: Vec<Entry>) -> Vec<Entry> {
+        let short = free_bytes(self.directory).is_some_and(|free| free < self.reserve_bytes);
+        if self.queue.disk_short.swap(short, Ordering::Relaxed) != short {
+            let (reserve_bytes, directory) = (self.reserve_bytes, self.directory.display().to_string());
+            if short {
+                tracing::error!(
+                    reserve_bytes,
+                    directory,
+                    "the audit's disk is nearly full: refusals are counted, not recorded"
+                );
+            } else {
+                tracing::info!(reserve_bytes, directory, "the audit's disk has room again");
+            }
+        }
+        if !short {
+            return batch;
+        }
+        let now = self.queue.clock.now();
+        let (denied, rest) = batch.into_iter().partition::<Vec<_>, _>(|entry| entry.class == Class::Denied);
+        let mut waiting = self.queue.lock();
+        denied.iter().for_each(|entry| waiting.lose(entry.class, DISK_SHORT, now));
+        rest
+    }
+
+    /// The entry that tells of what is missing, if anything is.
+    fn gap(&self) -> Option<(Vec<u8>, Lost)> {
+        let lost = self.queue.lost();
+        if lost.is_empty() {
+            return None;
+        }
+        let Lost { since, cause, lookups_refused, denied, closed, others } = lost;
+        let (time, cause) = (self.queue.clock.now(), cause.into());
+        let gap = event::Gap { v: VERSION, time, since, cause, lookups_refused, denied, closed, others };
+        Some((Event::Gap(gap).to_json(), lost))
+    }
+}
+
+impl Queue {
+    /// So much of what was lost is told of.
+    fn told(&self, told: Lost) {
+        let mut waiting = self.lock();
+        let lost = &mut waiting.lost;
+        lost.lookups_refused -= told.lookups_refused;
+        lost.denied -= told.denied;
+        lost.closed -= told.closed;
+        lost.others -= told.others;
+        lost.since = self.clock.now();
+    }
+}
+
+/// Certificates that the segment which is written to tells of already.
+#[derive(Default)]
+struct Segment {
+    number: u64,
+    certified: HashSet<[u8; 32]>,
+}
+
+impl Segment {
+    /// The entries of a batch in their order, each certificate before the first request of its segment.
+    fn lay_out<'b>(&mut self, size: u64, batch: &'b [Entry], gap: Option<&'b [u8]>) -> Vec<&'b [u8]> {
+        let mut entries: Vec<&[u8]> = gap.into_iter().collect();
+        for entry in batch {
+            if let Some(certified) = &entry.certified {
+                // Twice where its own entry is the last of a segment.
+                while self.is_new(size + entries.len() as u64, certified.fingerprint) {
+                    entries.push(&certified.entry);
+                }
+            }
+            entries.push(&entry.json);
+        }
+        entries
+    }
+
+    fn is_new(&mut self, index: u64, fingerprint: [u8; 32]) -> bool {
+        let number = index / SEGMENT;
+        if number != self.number {
+            self.number = number;
+            self.certified.clear();
+        }
+        self.certified.insert(fingerprint)
+    }
+}
+
+/// Room that the file system has left for this user; `None` where it does not say.
+fn free_bytes(directory: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(directory).ok()?;
+    Some(room.f_bavail.saturating_mul(room.f_frsize))
+}
