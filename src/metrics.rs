@@ -69,6 +69,8 @@ pub struct Metrics {
     pressure: IntGaugeVec,
     memory_used: Gauge,
     clock_ahead: Gauge,
+    audit_witness: IntCounterVec,
+    audit_copy: IntCounterVec,
     clock_synchronised: IntGauge,
     clock_offset: Gauge,
     clock_max_error: Gauge,
@@ -303,6 +305,16 @@ impl Metrics {
                 let help = "How far the gateway's clock is ahead of the system's, which was set back.";
                 register(&registry, Gauge::new("dwarpal_clock_ahead_seconds", help)?)?
             },
+            audit_witness: counter(
+                "dwarpal_audit_witness_total",
+                "Checkpoints that a witness was asked to sign, by result.",
+                &["witness", "result"],
+            )?,
+            audit_copy: counter(
+                "dwarpal_audit_copy_total",
+                "Checkpoints copied off the machine, by file or URL and result.",
+                &["target", "result"],
+            )?,
             clock_synchronised: {
                 let help = "1 while chrony, an NTP server or the kernel says that the system's clock is synchronised.";
                 register(&registry, IntGauge::new("dwarpal_clock_synchronised", help)?)?
@@ -369,6 +381,14 @@ impl Metrics {
 
     pub fn clock_ahead(&self, ahead: Duration) {
         self.clock_ahead.set(ahead.as_secs_f64());
+    }
+
+    pub fn audit_witness(&self, witness: &str, result: &str) {
+        self.audit_witness.with_label_values(&[witness, result]).inc();
+    }
+
+    pub fn audit_copy(&self, target: &str, result: &str) {
+        self.audit_copy.with_label_values(&[target, result]).inc();
     }
 
     pub fn clock_status(&self, status: &ClockStatus) {
@@ -483,6 +503,11 @@ impl Metrics {
         let families = self.registry.gather();
         let series: usize = families.iter().map(series_of).sum();
         self.series.set(series as i64);
+        self.page()
+    }
+
+    /// What was counted so far, without what is looked up when somebody asks.
+    pub fn page(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(32 << 10);
         // Writing to a vector fails for a metric without name or with two types only, which `new` would have refused.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);

@@ -102,6 +102,10 @@ const RIGHTS: ABI = ABI::V6;
 struct Grants {
     /// Directories whose files may be read.
     read: BTreeSet<PathBuf>,
+    /// Files that may be read, of directories that are not granted.
+    files: BTreeSet<PathBuf>,
+    /// Directories in which files may be made and written to, but neither removed nor renamed.
+    append: BTreeSet<PathBuf>,
     /// Directories in which files, directories and sockets may also be made, changed and removed.
     write: BTreeSet<PathBuf>,
     /// TCP ports that may be listened on. Connecting stays free: a reload may name other backends.
@@ -123,6 +127,18 @@ impl Grants {
             }
         }
         grants.read.extend(config.settings.epochs.credentials.iter().filter(|given| given.is_dir()).cloned());
+        let copies = &config.settings.audit.copies;
+        grants.read.extend(copies.authorities().flat_map(|file| directories(file)));
+        // What is not there, such as a file system that is not mounted, is told with the first checkpoint.
+        let folders = copies.files.iter().flat_map(|file| directories(file));
+        grants.append.extend(folders.filter(|folder| folder.is_dir()));
+        if copies.has_names() {
+            let there = RESOLVER.iter().map(Path::new).filter(|file| file.exists());
+            grants.files.extend(there.clone().map(Path::to_owned));
+            // A resolver that writes its file anew does so where the link leads, to another file of that directory.
+            let linked = there.filter(|file| file.is_symlink());
+            grants.read.extend(linked.flat_map(|file| file.canonicalize().ok()?.parent().map(Path::to_owned)));
+        }
         grants.read.extend(sandbox.read.iter().cloned());
         grants.read.extend(pressure::directories());
         grants.write.insert(data.clone());
@@ -131,6 +147,9 @@ impl Grants {
         grants
     }
 }
+
+/// What libc reads to find the address of a name.
+const RESOLVER: [&str; 5] = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"];
 
 /// The directory that a file is named in, and the one that it is in, where a link leads to another.
 fn directories(file: &Path) -> impl Iterator<Item = PathBuf> {
@@ -162,7 +181,10 @@ fn restrict(grants: &Grants) -> Result<State, String> {
             .create(directory)
             .map_err(|error| format!("{}: cannot be made: {error}", directory.display()))?;
     }
-    let beneath = [(&grants.read, reading), (&grants.write, writing)];
+    let appending = make_bitflags!(AccessFs::{WriteFile | MakeReg});
+    let file = make_bitflags!(AccessFs::{ReadFile});
+    let beneath =
+        [(&grants.read, reading), (&grants.files, file), (&grants.append, appending), (&grants.write, writing)];
     for (directory, rights) in beneath.into_iter().flat_map(|(list, rights)| list.iter().map(move |one| (one, rights)))
     {
         rules = rules.add_rule(beneath_of(directory, rights)?).map_err(failed)?;

@@ -155,7 +155,7 @@ async fn ask_ntp(address: Option<SocketAddr>) -> Option<ClockStatus> {
 /// Seconds since 1900 in 32 bits, and fractions of one.
 fn ntp_now() -> Option<u64> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    Some((now.as_secs() + NTP_TO_UNIX) << 32 | (u64::from(now.subsec_nanos()) << 32) / 1_000_000_000)
+    Some(((now.as_secs() + NTP_TO_UNIX) << 32) + (u64::from(now.subsec_nanos()) << 32) / 1_000_000_000)
 }
 
 fn read_ntp(answer: &[u8], nonce: [u8; 8], asked: u64, answered: u64) -> Option<ClockStatus> {

@@ -14,6 +14,7 @@ use super::journal::{Damage, Journal};
 use super::publish::{self, Publisher};
 use super::queue::{Class, Queue, Unavailable, Writer};
 use super::read::Log;
+use super::send::{self, Outbox, Signed};
 use super::{index, key};
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Settings;
@@ -50,6 +51,7 @@ pub struct Opened {
 pub struct Keeper {
     writer: JoinHandle<()>,
     publisher: JoinHandle<()>,
+    sender: JoinHandle<io::Result<()>>,
 }
 
 /// How often the publisher looks whether there is anything to do.
@@ -158,9 +160,13 @@ impl Keeper {
         let writer = writer.map_err(|error| format!("thread: {error}"))?;
         let kept = gateway.audit.queue.keep_blocking(Class::Other, &Event::Start(started));
         kept.map_err(|Unavailable| "the audit cannot be written; the log lines say why".to_owned())?;
+        let (outbox, sending) = send::outbox();
         let publishing = gateway.clone();
-        let publisher = thread("audit-publish").spawn(move || Publishing::of(&publishing, publisher).run());
-        Ok(Keeper { writer, publisher: publisher.map_err(|error| format!("thread: {error}"))? })
+        let publisher = thread("audit-publish").spawn(move || Publishing::of(&publishing, publisher, outbox).run());
+        let publisher = publisher.map_err(|error| format!("thread: {error}"))?;
+        let sender = gateway.clone();
+        let sender = thread("audit-send").spawn(move || sending.run(&sender));
+        Ok(Keeper { writer, publisher, sender: sender.map_err(|error| format!("thread: {error}"))? })
     }
 
     /// Writes all there is, and signs it. Nobody may hand in anything any more.
@@ -174,7 +180,8 @@ impl Keeper {
         self.writer.join().map_err(panicked)?;
         audit.lock().over = true;
         audit.rung.notify_all();
-        self.publisher.join().map_err(panicked)
+        self.publisher.join().map_err(panicked)?;
+        self.sender.join().map_err(panicked)?
     }
 }
 
@@ -182,6 +189,7 @@ impl Keeper {
 struct Publishing<'g> {
     gateway: &'g Gateway,
     publisher: Publisher,
+    outbox: Outbox,
     /// Entries when the last checkpoint was made, its own event included.
     signed: u64,
     signed_at: Instant,
@@ -192,10 +200,19 @@ struct Publishing<'g> {
 }
 
 impl<'g> Publishing<'g> {
-    fn of(gateway: &'g Gateway, publisher: Publisher) -> Publishing<'g> {
+    fn of(gateway: &'g Gateway, publisher: Publisher, outbox: Outbox) -> Publishing<'g> {
         let signed = publisher.size();
         let minute = (Instant::now(), gateway.clock.now());
-        Publishing { gateway, publisher, signed, signed_at: Instant::now(), minute, pruned_at: None, failing: None }
+        Publishing {
+            gateway,
+            publisher,
+            outbox,
+            signed,
+            signed_at: Instant::now(),
+            minute,
+            pruned_at: None,
+            failing: None,
+        }
     }
 
     fn run(mut self) {
@@ -239,6 +256,9 @@ impl<'g> Publishing<'g> {
             let _ = audit.queue.keep_blocking(Class::Other, &Event::Checkpoint(self.checkpoint_event()));
         }
         self.publisher.catch_up(audit.queue.durable())?;
+        if let Some(Signed { text, signatures }) = self.outbox.take() {
+            self.publisher.add_signatures(&text, signatures)?;
+        }
         if due || asked || over {
             self.publisher.checkpoint()?;
             (self.signed, self.signed_at) = (self.publisher.size(), Instant::now());
@@ -246,6 +266,7 @@ impl<'g> Publishing<'g> {
             let signed = &self.publisher.last().checkpoint;
             self.gateway.metrics.audit_checkpoint(signed.size, now);
             tracing::info!(size = signed.size, root = %signed.root, origin = signed.origin, "checkpoint");
+            self.outbox.put(&self.publisher.last().note);
         }
         Ok(self.publisher.last().checkpoint.size)
     }

@@ -19,8 +19,10 @@ pub mod publish;
 pub mod queue;
 pub mod read;
 pub mod replay;
+pub mod send;
 pub mod tiles;
 pub mod tree;
 pub mod verify;
+pub mod witness;
 
 pub use keeper::{Audit, Keeper};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::copies::copies;
 use super::network_file::parse_cidr;
 use super::reader::{Reader, parse_bytes};
 use super::settings::*;
@@ -100,6 +101,7 @@ fn default_audit() -> Audit {
         queue_bytes_max: 32 << 20,
         reserve_bytes: 256 << 20,
         retain: 365 * DAY,
+        copies: AuditCopies::default(),
     }
 }
 
@@ -134,6 +136,7 @@ fn audit(table: &Reader, directory: &Path) -> Option<Audit> {
         let hint = "keep it for 180d at the least, or add retain_less_than_180d = true if your law allows less";
         table.problem("retain", "shorter than incident law asks for", hint);
     }
+    let copies = copies(table, directory);
     Some(Audit {
         directory: path?,
         origin: origin?.unwrap_or_default(),
@@ -143,6 +146,7 @@ fn audit(table: &Reader, directory: &Path) -> Option<Audit> {
         queue_bytes_max: queue_bytes_max? as usize,
         reserve_bytes: reserve_bytes?,
         retain: retain?,
+        copies: copies?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Text to policy and settings, or every error at once. Reads files; opens nothing, spawns nothing, changes nothing.
 
 pub mod cases;
+pub mod copies;
 pub mod gateway;
 pub mod hygiene;
 pub mod network_file;

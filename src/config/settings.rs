@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::audit::note::Vkey;
 use crate::policy::route::{Durability, Place};
 use crate::subject::epochs::Keyring;
 
@@ -126,6 +127,7 @@ pub struct Audit {
     pub reserve_bytes: u64,
     /// How long entries are kept.
     pub retain: Duration,
+    pub copies: AuditCopies,
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +152,40 @@ pub enum Confinement {
     /// Where the kernel has it.
     On,
     Off,
+}
+
+/// Where the audit's checkpoints go besides its own directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditCopies {
+    /// Appended to.
+    pub files: Vec<PathBuf>,
+    pub urls: Vec<Endpoint>,
+    /// The only CAs that may vouch for the servers of `urls`, PEM.
+    pub ca: Option<PathBuf>,
+    pub witnesses: Vec<Witness>,
+}
+
+/// Somebody who signs checkpoints that continue all they signed before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Witness {
+    pub name: Arc<str>,
+    pub vkey: Vkey,
+    pub url: Endpoint,
+    pub ca: Option<PathBuf>,
+}
+
+/// Where to post something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// As it is written in the configuration.
+    pub url: Arc<str>,
+    /// Plain text goes to loopback addresses only.
+    pub tls: bool,
+    /// A name or an address, without brackets.
+    pub host: String,
+    pub port: u16,
+    /// Without a slash at its end.
+    pub path: String,
 }
 
 /// Who is asked about the system's clock, in this order; then the kernel is.
@@ -312,6 +348,19 @@ impl Settings {
     /// Where the keys lie that turn people into tokens.
     pub fn keyring(&self) -> Keyring {
         Keyring::new(&self.directory, self.epochs.credentials.clone())
+    }
+}
+
+impl AuditCopies {
+    /// Every file of certificates.
+    pub fn authorities(&self) -> impl Iterator<Item = &PathBuf> {
+        self.ca.iter().chain(self.witnesses.iter().filter_map(|witness| witness.ca.as_ref()))
+    }
+
+    /// Whether a name has to be looked up to reach them all.
+    pub fn has_names(&self) -> bool {
+        let mut endpoints = self.urls.iter().chain(self.witnesses.iter().map(|witness| &witness.url));
+        endpoints.any(|endpoint| endpoint.host.parse::<IpAddr>().is_err())
     }
 }
 

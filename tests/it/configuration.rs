@@ -193,6 +193,9 @@ const MISTAKES: &[Mistake] = &[
     (ICMR, "subject = \"6/h burst 3\"", "subject = \"1/d burst 40\"", Of(ICMR, "[limits]"), "limits.subject = \"1/d burst 40\"", &["takes 40d", "longer than epochs.overlap (31d)", "at least 40d"]),
     (GATEWAY, "# credentials = false", "[epochs]\nrotate = \"90d\"\ncredentials = true", Of(GATEWAY, "rotate = \"90d\""), "epochs.rotate = \"90d\"", &["epochs.credentials is set", "remove one"]),
     (GATEWAY, "# chrony = \"127.0.0.1:323\"", "[clock]\nchrony = \"localhost\"", Of(GATEWAY, "chrony = \"localhost\""), "clock.chrony = \"localhost\"", &["an address and port", "or \"off\""]),
+    (GATEWAY, "#   checkpoint_urls = [\"https://10.0.0.9/checkpoints\"]", "[audit]\ncheckpoint_urls = [\"http://10.0.0.9/checkpoints\"]", Of(GATEWAY, "checkpoint_urls = [\"http:"), "audit.checkpoint_urls", &["https://HOST", "only to a loopback address"]),
+    (GATEWAY, "#   checkpoint_urls = [\"https://10.0.0.9/checkpoints\"]", "[audit]\ncheckpoint_urls = [\"https://10.0.0.9/checkpoints\"]", Of(GATEWAY, "checkpoint_urls = [\"https:"), "audit.checkpoint_urls", &["https without a CA", "in checkpoint_ca"]),
+    (GATEWAY, "#   [[audit.witness]] ", "[[audit.witness]]\nname = \"w\"\nvkey = \"witness\"\nurl = \"http://127.0.0.1/\"\n#", Of(GATEWAY, "vkey = \"witness\""), "audit.witness[0].vkey = \"witness\"", &["NAME+ID+BASE64"]),
     // Names: unknown, taken, or for the same thing.
     (ICMR, "issuer = \"partners\"", "issuer = \"partner\"", Changed, "identity[0].issuer = \"partner\"", &["no such [[issuer]]; there are: partners"]),
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-adhaar\"", Changed, "grant[1].route = \"lookup-by-adhaar\"", &["no such [[route]]; there are: lookup-by-mobile, "]),

@@ -34,6 +34,8 @@ mod shadow;
 mod tidy;
 /// Certificates made by openssl: who gets in, who does not, and for what reason.
 mod tls;
+/// Checkpoints that leave the machine, and witnesses that sign them: good ones, and every other kind.
+mod witness;
 /// A whole gateway in one call.
 mod world;
 /// Every kind of certificate, sound and unsound: accepted as whom, or refused for what reason.
