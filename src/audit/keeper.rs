@@ -307,7 +307,7 @@ impl<'g> Publishing<'g> {
         }
         let Range { start, end } = segments;
         let (from, until) = (start * super::layout::SEGMENT, end * super::layout::SEGMENT);
-        let pruned = event::Pruned { v: VERSION, time: now, from, until, newest: before };
+        let pruned = event::Pruned { v: VERSION, time: now, from, until, before };
         // Only what the log itself says may go.
         if self.gateway.audit.queue.keep_blocking(Class::Other, &Event::Pruned(pruned)).is_ok() {
             self.publisher.prune(segments)?;
