@@ -358,7 +358,7 @@ fn restore(directory: &Path, durable: Durable) -> Result<(Option<Tail>, Recovere
 /// Writes a journal to a new file and puts that in the place of the old one: the kernel may show bytes of the old one that
 /// are not on the disk and that it will not write again.
 fn rewrite(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let new = path.with_added_extension(disk::NEW);
+    let new = disk::not_yet(path);
     // One that an earlier crash left is written over.
     let file = disk::create(&new)?;
     disk::write(&file, &new, bytes)?;
@@ -404,6 +404,8 @@ pub(super) fn is_followed_by_a_batch(bytes: &[u8], end: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
     use tempfile::TempDir;
 
@@ -427,20 +429,22 @@ mod tests {
         home
     }
 
-    fn batch(from: u64, count: u64) -> Vec<String> {
-        (from..from + count).map(|index| format!("entry {index}")).collect()
+    static ENTRIES: LazyLock<Vec<String>> =
+        LazyLock::new(|| (0..4 * SEGMENT).map(|index| format!("entry {index}")).collect());
+
+    fn batch(from: u64, count: u64) -> &'static [String] {
+        &ENTRIES[from as usize..(from + count) as usize]
     }
 
-    fn read(directory: &Path, size: u64) -> Vec<String> {
-        let mut follower =
-            Follower::new(directory, segments(directory).expect("segments").first().copied().unwrap_or(0));
-        let mut entries = Vec::new();
-        let mut keep = |entry: &[u8]| {
-            entries.push(String::from_utf8(entry.to_vec()).expect("text"));
+    /// That the journal has these entries, once and in order.
+    fn same(directory: &Path, size: u64) {
+        let mut expected = ENTRIES.iter();
+        let mut follower = Follower::new(directory, 0);
+        let mut compare = |entry: &[u8]| {
+            assert_eq!(Some(entry), expected.next().map(String::as_bytes));
             Ok::<(), Damage>(())
         };
-        follower.read(size, &mut keep).expect("readable");
-        entries
+        follower.read(size, &mut compare).expect("readable");
     }
 
     /// Seven entries before the end of the first segment.
@@ -450,14 +454,8 @@ mod tests {
         let home = TempDir::new().expect("a directory");
         let (mut journal, recovered) = Journal::open(home.path(), 0).expect("fresh");
         assert_eq!(recovered, Recovered::default());
-        journal.append(&batch(0, START)).expect("durable");
+        journal.append(batch(0, START)).expect("durable");
         home
-    }
-
-    fn same(entries: &[String], size: u64) {
-        assert_eq!(entries.len() as u64, size);
-        let wrong = entries.iter().zip(0..).find(|(entry, index)| **entry != format!("entry {index}"));
-        assert_eq!(wrong, None);
     }
 
     /// One batch within the file, one over its end, one in the next.
@@ -468,28 +466,28 @@ mod tests {
         let home = start();
         let (mut journal, _) = Journal::open(home.path(), START).expect("opened");
         for count in BATCHES {
-            journal.append(&batch(journal.size(), count)).expect("durable");
+            journal.append(batch(journal.size(), count)).expect("durable");
         }
         journal.append(&[] as &[&str]).expect("nothing");
         let size = START + BATCHES.iter().sum::<u64>();
         assert_eq!(journal.size(), size);
         assert_eq!(segments(home.path()).expect("segments"), [0, 1]);
-        same(&read(home.path(), size), size);
+        same(home.path(), size);
         let again = Journal::open(home.path(), 0).expect_err("in use").to_string();
         assert!(again.contains("another gateway uses this log"), "{again}");
         drop(journal);
         let (journal, recovered) = Journal::open(home.path(), size).expect("opened");
         assert_eq!((recovered.size, recovered.torn_bytes, journal.size()), (size, 0, size));
-        same(&read(home.path(), size), size);
+        same(home.path(), size);
     }
 
     #[test]
     fn a_batch_of_more_than_a_segment_is_durable() {
         let home = TempDir::new().expect("a directory");
         let (mut journal, _) = Journal::open(home.path(), 0).expect("fresh");
-        journal.append(&batch(0, 2 * SEGMENT + 3)).expect("durable");
-        journal.append(&batch(2 * SEGMENT + 3, 1)).expect("durable");
-        same(&read(home.path(), 2 * SEGMENT + 4), 2 * SEGMENT + 4);
+        journal.append(batch(0, 2 * SEGMENT + 3)).expect("durable");
+        journal.append(batch(2 * SEGMENT + 3, 1)).expect("durable");
+        same(home.path(), 2 * SEGMENT + 4);
         let long = vec![b'x'; layout::ENTRY_BYTES_MAX + 1];
         assert_eq!(journal.append(&[long]).expect_err("too long").kind(), ErrorKind::InvalidInput);
         assert!(!journal.is_broken());
@@ -506,18 +504,18 @@ mod tests {
             let mut failures = 0;
             for count in BATCHES {
                 let batch = batch(journal.size(), count);
-                while journal.append(&batch).is_err() {
+                while journal.append(batch).is_err() {
                     failures += 1;
-                    assert!(journal.is_broken() && journal.append(&batch).is_err(), "nothing before recovery");
+                    assert!(journal.is_broken() && journal.append(batch).is_err(), "nothing before recovery");
                     while journal.recover().is_err() {
-                        assert!(journal.append(&batch).is_err(), "nothing before recovery");
+                        assert!(journal.append(batch).is_err(), "nothing before recovery");
                     }
                 }
             }
             let steps = hook::end();
             let size = START + BATCHES.iter().sum::<u64>();
             assert_eq!(journal.size(), size);
-            same(&read(home.path(), size), size);
+            same(home.path(), size);
             drop(journal);
             let (_, recovered) = Journal::open(home.path(), size).expect("opened");
             assert_eq!(recovered, Recovered { size, torn_bytes: 0 });
@@ -554,7 +552,7 @@ mod tests {
                 hook::begin(&[Fault { after: step, share, dead: true }]);
                 let mut failed = false;
                 for count in BATCHES {
-                    failed = failed || journal.append(&batch(journal.size(), count)).is_err();
+                    failed = failed || journal.append(batch(journal.size(), count)).is_err();
                 }
                 let acknowledged = journal.size();
                 drop(journal);
@@ -566,9 +564,9 @@ mod tests {
                 });
                 let (mut journal, recovered) = Journal::open(home.path(), acknowledged).expect("opened");
                 assert!(recovered.size >= acknowledged, "{step} {share:?} {lost}");
-                same(&read(home.path(), recovered.size), recovered.size);
-                journal.append(&batch(recovered.size, 9)).expect("goes on");
-                same(&read(home.path(), recovered.size + 9), recovered.size + 9);
+                same(home.path(), recovered.size);
+                journal.append(batch(recovered.size, 9)).expect("goes on");
+                same(home.path(), recovered.size + 9);
                 whole = !failed;
             }
             if whole {
@@ -590,7 +588,7 @@ mod tests {
                 Journal::open(home.path(), START).expect_err("injected");
                 hook::lose_power(|_| true);
                 Journal::open(home.path(), START).expect("opened");
-                same(&read(home.path(), START), START);
+                same(home.path(), START);
             }
         }
     }
@@ -601,7 +599,7 @@ mod tests {
         let path = Path::new("journal/0000000000");
         let length = fs::metadata(origin.path().join(path)).expect("a file").len();
         let (mut journal, _) = Journal::open(origin.path(), 0).expect("opened");
-        journal.append(&batch(START, 3)).expect("durable");
+        journal.append(batch(START, 3)).expect("durable");
         drop(journal);
         let whole = fs::read(origin.path().join(path)).expect("a file");
         let first = length as usize;
@@ -622,7 +620,7 @@ mod tests {
             let (_, recovered) = Journal::open(home.path(), START).expect(why);
             assert_eq!(recovered.size, size, "{why}");
             assert!(recovered.torn_bytes > 0, "{why}");
-            same(&read(home.path(), size), size);
+            same(home.path(), size);
             let (_, recovered) = Journal::open(home.path(), START).expect(why);
             assert_eq!(recovered, Recovered { size, torn_bytes: 0 }, "{why}");
         }
@@ -633,9 +631,9 @@ mod tests {
         let origin = start();
         let (mut journal, _) = Journal::open(origin.path(), 0).expect("opened");
         for _ in 0..3 {
-            journal.append(&batch(journal.size(), SEGMENT)).expect("durable");
+            journal.append(batch(journal.size(), SEGMENT)).expect("durable");
         }
-        journal.append(&batch(journal.size(), 1)).expect("durable");
+        journal.append(batch(journal.size(), 1)).expect("durable");
         let size = journal.size();
         drop(journal);
         let refused = |why: &str, harm: &dyn Fn(&Path), expected: &[&str]| {
@@ -724,7 +722,7 @@ mod tests {
         fn any_end_is_cut_or_refused(end in prop::collection::vec(any::<u8>(), 0..200)) {
             let home = TempDir::new().expect("a directory");
             let (mut journal, _) = Journal::open(home.path(), 0).expect("fresh");
-            journal.append(&batch(0, 5)).expect("durable");
+            journal.append(batch(0, 5)).expect("durable");
             drop(journal);
             let path = home.path().join(layout::journal_path(0));
             let whole = fs::read(&path).expect("a file");

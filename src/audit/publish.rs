@@ -136,6 +136,10 @@ impl Publisher {
             );
             return Err(Damage::new(&directory.join(layout::CHECKPOINT), what, RESTORE));
         }
+        let tile = directory.join(layout::TILE);
+        if claims.is_empty() && durable == 0 && tile.exists() {
+            return Err(Damage::new(&tile, "there are tiles, but neither a journal nor a checkpoint", RESTORE));
+        }
         let tiles = Tiles::new(&directory);
         let edge = sealed_edge(&tiles, sealed, &newest)?;
         let signed =
@@ -282,8 +286,8 @@ impl Publisher {
         Ok(Some(segment))
     }
 
-    /// The oldest sealed segments whose newest entry is older than `before`, by the time that an entry says: an entry without a
-    /// time keeps its segment. They are pruned by [`Publisher::prune`], after the log itself says that they are.
+    /// The oldest sealed segments whose newest entry is older than `before`, by the times that the entries of its last bundle
+    /// say: without any, the segment stays. They are pruned by [`Publisher::prune`], after the log itself says that they are.
     pub fn prunable(
         &self,
         before: Timestamp,
@@ -296,7 +300,7 @@ impl Publisher {
             let entries = layout::decode_bundle(&bytes, BUNDLE as usize);
             let path = self.growing.tiles.bundle_path(bundle);
             let entries = entries.map_err(|flaw| Damage::new(&path, flaw, RESTORE))?;
-            match entries.last().and_then(|entry| time_of(entry)) {
+            match entries.into_iter().filter_map(&time_of).max() {
                 Some(time) if time < before => end += 1,
                 _ => break,
             }
@@ -365,8 +369,11 @@ impl Publisher {
         let earlier =
             std::mem::replace(&mut self.last, Published { signed: SignedCheckpoint { checkpoint, note }, partials });
         // A crash before or within this leaves partial tiles that nobody asks for; the next start sweeps.
-        for path in earlier.partials.difference(&self.last.partials) {
-            remove_partial(path);
+        for path in earlier.partials.iter().filter(|path| !self.last.partials.contains(*path)).collect::<Vec<_>>() {
+            if !remove_partial(path) {
+                // The next checkpoint tries it again.
+                self.last.partials.insert(path.clone());
+            }
         }
         Ok(())
     }
@@ -594,10 +601,12 @@ fn encode(entries: &[&[u8]]) -> Result<Vec<u8>, layout::Flaw> {
     Ok(bundle)
 }
 
-/// Removes a partial file, and the directory of such files where it was the last one. Nothing depends on it.
-fn remove_partial(path: &Path) {
-    let _ = disk::remove(path);
+/// Removes a partial file, and the directory of such files where it was the last one. Nothing depends on
+/// it.
+fn remove_partial(path: &Path) -> bool {
+    let removed = disk::remove(path).is_ok();
     let _ = fs::remove_dir(disk::above(path));
+    removed
 }
 
 #[cfg(test)]
@@ -638,12 +647,7 @@ mod tests {
     }
 
     fn open(home: &Path) -> Result<(Journal, Publisher), Damage> {
-        let settings = settings(home);
-        let claims = claims(&settings.directory, &settings.remembered, &signer().vkey())?;
-        let floor = claims.last().map_or(0, |claim| claim.checkpoint.size);
-        let (journal, _) = Journal::open(&settings.directory, floor)?;
-        let publisher = Publisher::open(settings, journal.size())?;
-        Ok((journal, publisher))
+        super::super::open(settings(home)).map(|(journal, _, publisher)| (journal, publisher))
     }
 
     fn copy(from: &Path) -> TempDir {
@@ -756,7 +760,7 @@ mod tests {
         expected.sort();
         assert_eq!(partial, expected);
         assert!(partial_edge(&tiles, &checkpoint).is_some(), "the partial tiles have the root");
-        assert!(!files(home).iter().any(|path| path.extension().is_some_and(|end| end == disk::NEW)), "left over");
+        assert!(!files(home).iter().any(|path| path.extension().is_some_and(|end| end == "new")), "left over");
     }
 
     const SIZE: u64 = 2 * SEGMENT + 300;
@@ -864,7 +868,8 @@ mod tests {
             let home = copy(self.before.path());
             let (journal, mut publisher) = open_without_publishing(home.path());
             hook::begin(&[Fault { after, share, dead: true }]);
-            let reached = (self.act)(&mut publisher).is_err();
+            let _ = (self.act)(&mut publisher);
+            let reached = hook::end() > after;
             drop((journal, publisher));
             let mut place = 0;
             hook::lose_power(|_| {
@@ -892,7 +897,7 @@ mod tests {
                 (self.act)(&mut publisher).expect("done");
                 hook::end()
             };
-            let chosen = (0..steps).filter(|step| all || *step < 7 || *step + 14 > steps || step % 211 == 0);
+            let chosen = (0..steps).filter(|step| all || *step < 4 || *step + 9 > steps || step % 499 == 0);
             for (step, turn) in chosen.zip(0..) {
                 let (share, gone): (_, fn(usize) -> bool) = match turn % 4 {
                     0 => (Share::Nothing, |_| false),
@@ -941,12 +946,16 @@ mod tests {
         for after in 0..60 {
             for share in [Share::Nothing, Share::Half, Share::All] {
                 let home = copy(story.before.path());
-                let (_journal, mut publisher) = open_without_publishing(home.path());
+                let (mut journal, mut publisher) = open_without_publishing(home.path());
                 hook::begin(&[Fault { after, share, dead: false }]);
                 while publisher.catch_up(900).is_err() {}
                 while publisher.checkpoint().is_err() {}
                 hook::end();
-                check(home.path(), 900);
+                assert_eq!(publisher.last().checkpoint.root, oracle_root(900));
+                journal.append(&entries(900..901)).expect("durable");
+                publisher.catch_up(901).expect("read");
+                publisher.checkpoint().expect("signed");
+                check(home.path(), 901);
             }
         }
     }
@@ -1023,6 +1032,15 @@ mod tests {
             ("the checkpoint", flip(layout::CHECKPOINT), "checkpoint:"),
             ("all", Box::new(|log| fs::remove_dir_all(log).expect("removed")), "there is no journal"),
             (
+                "all but the tiles, also what was remembered",
+                Box::new(|log| {
+                    fs::remove_dir_all(log.join(layout::JOURNAL)).expect("removed");
+                    fs::remove_file(log.join(layout::CHECKPOINT)).expect("removed");
+                    fs::remove_file(log.with_file_name("remembered")).expect("removed");
+                }),
+                "neither a journal nor a checkpoint",
+            ),
+            (
                 "another journal of the same length",
                 Box::new(|log| {
                     let path = log.join(layout::journal_path(2));
@@ -1085,7 +1103,7 @@ mod tests {
         journal.append(&entries(0..10)).expect("durable");
         drop(journal);
         let message = open(home.path()).expect_err("another").to_string();
-        assert!(message.contains("is not the one that the checkpoint of 131382 entries is about"), "{message}");
+        assert!(message.contains("do not have the root that it says of 131382 entries"), "{message}");
     }
 
     #[test]
@@ -1131,7 +1149,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
         /// Whatever is done to the files of a log: recomputing it does not lead to a checkpoint that somebody holds, or nothing of
         /// what that is about has changed.

@@ -27,8 +27,9 @@ pub enum Below {
     Entries,
 }
 
-/// Levels above bring a twentieth less and cost twice the time: `cargo bench --bench audit`.
-const COMPRESSION: Compression = Compression::new(4);
+/// The next level packs to 41 instead of 43 of a hundred bytes for three times the time (`cargo bench --bench audit`), which
+/// is taken from the same processors as requests.
+const COMPRESSION: Compression = Compression::new(1);
 
 impl Tiles {
     pub fn new(directory: &Path) -> Tiles {
