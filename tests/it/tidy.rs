@@ -262,8 +262,8 @@ fn no_number_is_somebodys() {
     none(&wrong, "numbers that could be a person's");
 }
 
-const FUZZ_TARGETS: [&str; 7] =
-    ["head", "lookup", "identifier", "configuration", "proxy_header", "certificate", "journal"];
+const FUZZ_TARGETS: [&str; 8] =
+    ["head", "lookup", "identifier", "configuration", "proxy_header", "certificate", "journal", "evidence"];
 
 #[test]
 fn every_fuzz_target_is_run_from_a_few_seeds_and_says_what_it_holds() {
