@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::event::Event;
 use super::index::{self, Index};
@@ -198,16 +199,21 @@ struct Segment {
     faults: Vec<Fault>,
 }
 
+const WAIT: Duration = Duration::from_millis(50);
+const WAITS_MAX: usize = 20;
+
 struct Walk<'a> {
     directory: &'a Path,
     size: u64,
     done: AtomicU64,
+    /// How often all of the work together still waits.
+    waits: AtomicUsize,
     progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
 impl<'a> Walk<'a> {
     fn new(directory: &'a Path, size: u64, progress: &'a (dyn Fn(u64, u64) + Sync)) -> Walk<'a> {
-        Walk { directory, size, done: AtomicU64::new(0), progress }
+        Walk { directory, size, done: AtomicU64::new(0), waits: AtomicUsize::new(WAITS_MAX), progress }
     }
 
     /// All segments under the checkpoint, each on any core, one at a time in memory.
@@ -271,7 +277,7 @@ impl<'a> Walk<'a> {
         if width == 0 {
             return None;
         }
-        match read::read_tile(self.directory, tile, width) {
+        match self.read_tile(tile) {
             Ok(Some((_, hashes))) => Some(hashes),
             Ok(None) => {
                 faults.push(Fault::new(self.tile_path(tile), "is missing"));
@@ -281,6 +287,24 @@ impl<'a> Walk<'a> {
                 faults.push(fault);
                 None
             }
+        }
+    }
+
+    fn read_tile(&self, tile: TileId) -> Result<Option<(String, Vec<Hash>)>, Fault> {
+        let width = tile.width(self.size);
+        self.patiently(width, || read::read_tile(self.directory, tile, width))
+    }
+
+    /// A gateway that starts writes its partial files anew: one that is missing now may be there in a moment.
+    fn patiently<T>(&self, width: usize, read: impl Fn() -> Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
+        loop {
+            let found = read()?;
+            let waits =
+                || self.waits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+            if found.is_some() || width == TILE_WIDTH || !waits() {
+                return Ok(found);
+            }
+            thread::sleep(WAIT);
         }
     }
 
@@ -359,7 +383,7 @@ impl<'a> Walk<'a> {
     /// What can be said of hashes whose entries are not here. Those of removed entries may be gone as well: the tile above
     /// stands for them.
     fn tile_alone(&self, tile: TileId, above: Option<&Hash>, segment: &mut Segment) {
-        match read::read_tile(self.directory, tile, tile.width(self.size)) {
+        match self.read_tile(tile) {
             Ok(Some((path, hashes))) if above.is_some_and(|above| *above != tree::root_of(&hashes)) => {
                 segment.faults.push(Fault::new(path, "is not confirmed by the tile above"));
             }
@@ -370,12 +394,14 @@ impl<'a> Walk<'a> {
 
     /// The first `width` entries of a bundle, from whichever file is there: a checkpoint that comes meanwhile replaces some.
     fn read_bundle(&self, number: u64, width: usize) -> Result<Option<Bundle>, Fault> {
-        if width < BUNDLE as usize
-            && let Some(bundle) = read::partial_bundle(self.directory, number, width)?
-        {
-            return Ok(Some(bundle));
-        }
-        read::full_bundle(self.directory, number)
+        self.patiently(width, || {
+            if width < BUNDLE as usize
+                && let Some(bundle) = read::partial_bundle(self.directory, number, width)?
+            {
+                return Ok(Some(bundle));
+            }
+            read::full_bundle(self.directory, number)
+        })
     }
 
     fn index(&self, number: u64, builder: index::Builder, segment: &mut Segment) {
@@ -458,8 +484,8 @@ impl<'a> Walk<'a> {
         move |level, index| {
             let tile = TileId { level, index: index / TILE_WIDTH as u64 };
             if !tiles.contains_key(&tile) {
-                let read = read::read_tile(self.directory, tile, tile.width(self.size))?;
-                let (_, hashes) = read.ok_or_else(|| Fault::new(self.tile_path(tile), "is missing"))?;
+                let (_, hashes) =
+                    self.read_tile(tile)?.ok_or_else(|| Fault::new(self.tile_path(tile), "is missing"))?;
                 tiles.insert(tile, hashes);
             }
             let hash = tiles.get(&tile).and_then(|hashes| hashes.get((index % TILE_WIDTH as u64) as usize));
@@ -543,7 +569,7 @@ impl<'a> Walk<'a> {
             return;
         }
         // Where the tile is missing or damaged, that has been said.
-        let Ok(Some((tile_path, hashes))) = read::read_tile(self.directory, tile, width) else { return };
+        let Ok(Some((tile_path, hashes))) = self.read_tile(tile) else { return };
         for ((index, entry), hash) in bundle.entries().zip(&hashes) {
             if tree::leaf_hash(entry) != *hash {
                 let what = format!("is not the entry that was logged, by its hash in {tile_path}");

@@ -14,6 +14,8 @@ mod clock;
 mod configuration;
 /// Keys that follow each other while people are counted as before, and keys that are destroyed.
 mod epochs;
+/// The log as strangers read it: commands over directories that a gateway's code has written, whole and damaged.
+mod evidence;
 /// What reaches a backend that records every byte, and what comes back of what it answers.
 mod forwarding;
 /// Hostile callers: bytes, frames, slowness and floods, row by row.

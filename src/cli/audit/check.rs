@@ -109,11 +109,11 @@ fn say(out: &mut impl Write, report: &Report, signer: &str) -> std::io::Result<(
         .collect();
     writeln!(out, "{last}, as signed by {signer}{since}{witnessed}")?;
     let held = match report.continues {
-        Some(_) => "that entries after the one held elsewhere were not replaced before they were signed",
-        None => "that others were shown the same log (compare checkpoints: --since)",
+        Some(_) => "whether later entries were replaced before anybody held a checkpoint of them",
+        None => "whether others were shown the same log (compare checkpoints: --since)",
     };
     let after = if report.pending > 0 { format!("the {} after it, ", entries(report.pending)) } else { String::new() };
-    writeln!(out, "nothing is said about {after}about what never was logged, or {held}")
+    writeln!(out, "nothing is said about {after}what never was logged, or {held}")
 }
 
 fn entries(count: u64) -> String {

@@ -1,6 +1,6 @@
 //! How does a test or a bench get a large log? Lookups as a gateway logs them, through the journal and the publisher.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use dwarpal::audit::event::{
@@ -8,7 +8,7 @@ use dwarpal::audit::event::{
 };
 use dwarpal::audit::index;
 use dwarpal::audit::journal::Journal;
-use dwarpal::audit::layout::{self, SEGMENT};
+use dwarpal::audit::layout::SEGMENT;
 use dwarpal::audit::note::Signer;
 use dwarpal::audit::publish::{Publisher, Settings};
 use dwarpal::clock::Timestamp;
@@ -28,7 +28,6 @@ const RATE: u64 = 100;
 
 /// A data directory with a log in `audit`.
 pub struct Log {
-    pub data: PathBuf,
     pub journal: Journal,
     pub publisher: Publisher,
     /// Entries that were made.
@@ -48,11 +47,7 @@ impl Log {
         let settings = Settings { directory, remembered, signer: signer(), index: index::build };
         let publisher = Publisher::open(settings, journal.size()).expect("a publisher");
         let made = journal.size();
-        Log { data: data.into(), journal, publisher, made }
-    }
-
-    pub fn directory(&self) -> PathBuf {
-        self.data.join("audit")
+        Log { journal, publisher, made }
     }
 
     /// Adds entries as they are, without publishing them.
@@ -82,23 +77,6 @@ impl Log {
             }
         }
         self.publish();
-    }
-
-    /// Bytes of its files, by the first part of their path.
-    pub fn bytes(&self, part: &str) -> u64 {
-        let mut left = vec![self.directory().join(part)];
-        let mut bytes = 0;
-        while let Some(path) = left.pop() {
-            match std::fs::read_dir(&path) {
-                Ok(entries) => left.extend(entries.map(|entry| entry.expect("an entry").path())),
-                Err(_) => bytes += std::fs::metadata(&path).map_or(0, |file| file.len()),
-            }
-        }
-        bytes
-    }
-
-    pub fn vkey(&self) -> PathBuf {
-        self.directory().join(layout::VKEY)
     }
 }
 
