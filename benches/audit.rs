@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dwarpal::audit::journal::Journal;
 use dwarpal::audit::layout::SEGMENT;
 use dwarpal::audit::note::Signer;
-use dwarpal::audit::publish::{Publisher, Settings, claims};
+use dwarpal::audit::publish::{Publisher, Settings};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
@@ -128,10 +128,7 @@ fn open(home: &Path) -> (Journal, Publisher) {
         signer,
         index: |_, entries| entries.len().to_string().into_bytes(),
     };
-    let claims = claims(&settings.directory, &settings.remembered, &settings.signer.vkey()).expect("claims");
-    let floor = claims.last().map_or(0, |claim| claim.checkpoint.size);
-    let (journal, _) = Journal::open(&settings.directory, floor).expect("opened");
-    let publisher = Publisher::open(settings, journal.size()).expect("opened");
+    let (journal, _, publisher) = dwarpal::audit::open(settings).expect("opened");
     (journal, publisher)
 }
 

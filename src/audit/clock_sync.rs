@@ -389,7 +389,7 @@ mod tests {
                     })
                 );
             }
-            assert_eq!(ClockStatus::default().synchronised, false, "nobody vouches for it");
+            assert!(!ClockStatus::default().synchronised, "nobody vouches for it");
         });
     }
 }

@@ -449,8 +449,8 @@ pub struct Pruned {
     /// Indexes of the first entry and of the first after the last.
     pub from: u64,
     pub until: u64,
-    /// Time of the newest entry among them.
-    pub newest: Timestamp,
+    /// All of them are older than this.
+    pub before: Timestamp,
 }
 
 /// What there is room for of a text that nobody bounded.
@@ -735,7 +735,7 @@ mod tests {
                 clock_stratum: Some(3),
                 clock_source: text(),
             }),
-            Event::Pruned(Pruned { v, time, from: 0, until: 65_536, newest: time }),
+            Event::Pruned(Pruned { v, time, from: 0, until: 65_536, before: time }),
         ];
         for event in events {
             let json = event.to_json();

@@ -66,11 +66,8 @@ impl Audit {
         let directory = settings.audit_directory();
         let signer = key::load_or_create(&settings.audit_key(), &settings.audit.origin).map_err(told)?;
         let remembered = settings.state_directory().join("audit.checkpoint");
-        let claims = publish::claims(&directory, &remembered, &signer.vkey()).map_err(told)?;
-        let floor = claims.last().map_or(0, |claim| claim.checkpoint.size);
-        let (journal, recovered) = Journal::open(&directory, floor).map_err(told)?;
         let publishing = publish::Settings { directory: directory.clone(), remembered, signer, index: index::build };
-        let publisher = Publisher::open(publishing, journal.size()).map_err(told)?;
+        let (journal, recovered, publisher) = super::open(publishing).map_err(told)?;
         let after_crash = journal.size() > 0 && !ends_in_order(&directory, journal.size());
         let queue = Queue::new(settings.audit.queue_bytes_max, clock);
         queue.open(journal.size());
@@ -307,7 +304,7 @@ impl<'g> Publishing<'g> {
         }
         let Range { start, end } = segments;
         let (from, until) = (start * super::layout::SEGMENT, end * super::layout::SEGMENT);
-        let pruned = event::Pruned { v: VERSION, time: now, from, until, newest: before };
+        let pruned = event::Pruned { v: VERSION, time: now, from, until, before };
         // Only what the log itself says may go.
         if self.gateway.audit.queue.keep_blocking(Class::Other, &Event::Pruned(pruned)).is_ok() {
             self.publisher.prune(segments)?;

@@ -26,3 +26,16 @@ pub mod verify;
 pub mod witness;
 
 pub use keeper::{Audit, Keeper};
+
+use journal::{Damage, Journal, Recovered};
+use publish::{Publisher, Settings};
+
+/// Opens or begins a log: the journal for the thread that writes, the publisher for the one that makes the tree. Every start
+/// comes this way, after whatever end.
+pub fn open(settings: Settings) -> Result<(Journal, Recovered, Publisher), Damage> {
+    let claims = publish::claims(&settings.directory, &settings.remembered, &settings.signer.vkey())?;
+    let floor = claims.last().map_or(0, |claim| claim.checkpoint.size);
+    let (journal, recovered) = Journal::open(&settings.directory, floor)?;
+    let publisher = Publisher::open(settings, journal.size())?;
+    Ok((journal, recovered, publisher))
+}

@@ -136,6 +136,10 @@ impl Publisher {
             );
             return Err(Damage::new(&directory.join(layout::CHECKPOINT), what, RESTORE));
         }
+        let tile = directory.join(layout::TILE);
+        if claims.is_empty() && durable == 0 && tile.exists() {
+            return Err(Damage::new(&tile, "there are tiles, but neither a journal nor a checkpoint", RESTORE));
+        }
         let tiles = Tiles::new(&directory);
         let edge = sealed_edge(&tiles, sealed, &newest)?;
         let signed =
@@ -643,12 +647,7 @@ mod tests {
     }
 
     fn open(home: &Path) -> Result<(Journal, Publisher), Damage> {
-        let settings = settings(home);
-        let claims = claims(&settings.directory, &settings.remembered, &signer().vkey())?;
-        let floor = claims.last().map_or(0, |claim| claim.checkpoint.size);
-        let (journal, _) = Journal::open(&settings.directory, floor)?;
-        let publisher = Publisher::open(settings, journal.size())?;
-        Ok((journal, publisher))
+        super::super::open(settings(home)).map(|(journal, _, publisher)| (journal, publisher))
     }
 
     fn copy(from: &Path) -> TempDir {
@@ -1032,6 +1031,15 @@ mod tests {
             ("the journal", remove(layout::journal_path(2)), "there is no journal"),
             ("the checkpoint", flip(layout::CHECKPOINT), "checkpoint:"),
             ("all", Box::new(|log| fs::remove_dir_all(log).expect("removed")), "there is no journal"),
+            (
+                "all but the tiles, also what was remembered",
+                Box::new(|log| {
+                    fs::remove_dir_all(log.join(layout::JOURNAL)).expect("removed");
+                    fs::remove_file(log.join(layout::CHECKPOINT)).expect("removed");
+                    fs::remove_file(log.with_file_name("remembered")).expect("removed");
+                }),
+                "neither a journal nor a checkpoint",
+            ),
             (
                 "another journal of the same length",
                 Box::new(|log| {

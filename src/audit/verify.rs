@@ -2,6 +2,7 @@
 //! believed but the checkpoint's signature.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
@@ -483,12 +484,15 @@ impl<'a> Walk<'a> {
         let mut tiles: HashMap<TileId, Vec<Hash>> = HashMap::new();
         move |level, index| {
             let tile = TileId { level, index: index / TILE_WIDTH as u64 };
-            if !tiles.contains_key(&tile) {
-                let (_, hashes) =
-                    self.read_tile(tile)?.ok_or_else(|| Fault::new(self.tile_path(tile), "is missing"))?;
-                tiles.insert(tile, hashes);
-            }
-            let hash = tiles.get(&tile).and_then(|hashes| hashes.get((index % TILE_WIDTH as u64) as usize));
+            let hashes = match tiles.entry(tile) {
+                Entry::Occupied(read) => read.into_mut(),
+                Entry::Vacant(new) => {
+                    let (_, hashes) =
+                        self.read_tile(tile)?.ok_or_else(|| Fault::new(self.tile_path(tile), "is missing"))?;
+                    new.insert(hashes)
+                }
+            };
+            let hash = hashes.get((index % TILE_WIDTH as u64) as usize);
             hash.copied().ok_or_else(|| Fault::new(self.tile_path(tile), "is too short"))
         }
     }

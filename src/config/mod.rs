@@ -114,6 +114,19 @@ pub fn data_directory(directory: &Path) -> Result<PathBuf, Vec<Problem>> {
     })
 }
 
+/// Where the audit's log lies, whatever else is wrong with the configuration; `data` stands for the data directory that it names.
+pub fn audit_directory(directory: &Path, data: Option<&Path>) -> Result<PathBuf, Vec<Problem>> {
+    let problems = RefCell::default();
+    let named = with_file(&directory.join("gateway.toml"), &problems, |source| {
+        source.glance(|root| root.want_table("audit", |table| table.want("directory", |text| Ok(directory.join(text)))))
+    });
+    match (named.flatten().flatten(), data) {
+        (Some(named), _) => Ok(named),
+        (None, Some(data)) => Ok(data.join(settings::AUDIT)),
+        (None, None) => Ok(data_directory(directory)?.join(settings::AUDIT)),
+    }
+}
+
 /// The settings, and the policy with its cases and every file that was read.
 type Whole = (Option<Settings>, Option<(Policy, Vec<Case>, Vec<PathBuf>)>);
 

@@ -332,7 +332,7 @@ impl Settings {
 
     /// Where the audit's log lies, and nothing else.
     pub fn audit_directory(&self) -> PathBuf {
-        self.audit.directory.clone().unwrap_or_else(|| self.directory.join("audit"))
+        self.audit.directory.clone().unwrap_or_else(|| self.directory.join(AUDIT))
     }
 
     /// The file of the key that signs the audit's checkpoints: elsewhere than what it signs.
@@ -394,6 +394,9 @@ impl Metrics {
         self.networks.iter().any(|network| network.contains(&source))
     }
 }
+
+/// Below the data directory, where nothing else is said.
+pub const AUDIT: &str = "audit";
 
 /// Where the gateway with this data directory takes commands.
 pub fn control_socket(directory: &Path) -> PathBuf {

@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use dwarpal::audit::journal::Journal;
 use dwarpal::audit::layout::{self, SEGMENT};
 use dwarpal::audit::note::Signer;
-use dwarpal::audit::publish::{Publisher, Settings};
+use dwarpal::audit::publish::Settings;
 use dwarpal::audit::tree::TileId;
 use tempfile::TempDir;
 
@@ -30,9 +29,8 @@ fn log(home: &Path) -> String {
     let signer = Signer::from_seed("dwarpal.example/log", &[5; 32]).expect("a key");
     let vkey = signer.vkey().to_string();
     let directory = home.join("log");
-    let (mut journal, _) = Journal::open(&directory, 0).expect("fresh");
-    let settings = Settings { directory: directory.clone(), remembered: home.join("remembered"), signer, index };
-    let mut publisher = Publisher::open(settings, 0).expect("fresh");
+    let settings = Settings { directory, remembered: home.join("remembered"), signer, index };
+    let (mut journal, _, mut publisher) = dwarpal::audit::open(settings).expect("fresh");
     for (from, to) in [(0, EARLIER), (EARLIER, SIZE)] {
         journal.append(&entries(from, to)).expect("durable");
         publisher.catch_up(to).expect("published");

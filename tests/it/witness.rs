@@ -363,14 +363,16 @@ fn copies_leave_the_machine_and_one_that_cannot_holds_up_no_other() {
 #[test]
 fn a_confined_gateways_checkpoints_arrive_and_come_back_signed() {
     let fake = Arc::new(Mutex::new(FakeWitness { log: None, ..FakeWitness::new(7) }));
-    let server = serve_witness(&fake);
+    // By name: its address is found from within the sandbox.
+    let server = serve_tls("127.0.0.1", fake.clone());
     let (elsewhere, key) = (TempDir::new().expect("directory"), fake.lock().expect("witness").key.cosigner_vkey());
     let copies = elsewhere.path().join("checkpoints");
     let audit = format!(
         "checkpoint_interval = \"100ms\"\ncheckpoint_files = [\"{}\"]\n[[audit.witness]]\nname = \"one\"\nvkey = \"{key}\"\n\
-         url = \"http://{}/w\"\n",
+         url = \"https://localhost:{}/w\"\nca = \"{}\"\n",
         copies.display(),
-        server.address
+        server.port(),
+        pki().partners.certificate().display()
     );
     let mut world = Setup::new().section(&format!("\n[audit]\n{audit}")).spawn(one_person);
     let signed = |world: &World| {

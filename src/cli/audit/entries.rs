@@ -153,7 +153,10 @@ pub fn tail(arguments: Tail) -> Answer {
         line(&mut out, *index, entry, arguments.json)?;
     }
     out.flush()?;
-    while arguments.follow {
+    if !arguments.follow {
+        return Ok(YES);
+    }
+    loop {
         thread::sleep(POLL);
         let size = log.size()?;
         log.each::<Failure>(next..size, |index, entry| match wanted(entry) {
@@ -163,7 +166,6 @@ pub fn tail(arguments: Tail) -> Answer {
         out.flush()?;
         next = next.max(size);
     }
-    Ok(YES)
 }
 
 fn line(out: &mut impl Write, index: u64, entry: &[u8], json: bool) -> io::Result<()> {

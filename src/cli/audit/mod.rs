@@ -5,6 +5,7 @@ mod entries;
 mod epochs;
 mod export;
 mod proofs;
+mod replay;
 mod who;
 
 use std::fmt;
@@ -14,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
+use super::control::{Target, tell};
 use super::{FAILED, REFUSED, SENSELESS, YES, complain};
+use crate::admin::Command;
 use crate::audit::note::Vkey;
 use crate::audit::read::{Fault, Log};
 use crate::clock::Timestamp;
@@ -41,6 +44,10 @@ pub enum Audit {
     Export(export::Export),
     /// Makes indexes again that are missing or damaged
     Index(check::Index),
+    /// Decides every recorded request again, and compares
+    Replay(replay::Replay),
+    /// Has the running gateway sign its log as it is now
+    Checkpoint(Target),
     /// The keys that people are hidden under
     #[command(subcommand)]
     Epochs(epochs::Epochs),
@@ -57,6 +64,8 @@ pub fn run(command: Audit) -> u8 {
         Audit::Tail(arguments) => entries::tail(arguments),
         Audit::Export(arguments) => export::run(arguments),
         Audit::Index(arguments) => check::index(arguments),
+        Audit::Replay(arguments) => replay::run(arguments),
+        Audit::Checkpoint(target) => Ok(tell(&target, &Command::Checkpoint)),
         Audit::Epochs(command) => Ok(epochs::run(command)),
     };
     done.unwrap_or_else(|failure| failure.say())
@@ -91,10 +100,9 @@ impl Place {
 impl Gateway {
     /// The log's directory: the one given, or where this gateway has it.
     fn log(&self, given: Option<&Path>) -> Result<PathBuf, Failure> {
-        match (given, &self.data) {
-            (Some(directory), _) => Ok(directory.into()),
-            (None, Some(data)) => Ok(data.join("audit")),
-            (None, None) => Ok(config::data_directory(&self.config)?.join("audit")),
+        match given {
+            Some(directory) => Ok(directory.into()),
+            None => Ok(config::audit_directory(&self.config, self.data.as_deref())?),
         }
     }
 }

@@ -226,7 +226,7 @@ fn only_what_the_log_says_was_removed_may_be_missing() {
         time: time_of(SIGNED + PENDING),
         from: 0,
         until: SEGMENT,
-        newest: time_of(SEGMENT - 1),
+        before: time_of(SEGMENT - 1),
     });
     let mut log = Log::open(home.data());
     log.append(&[pruned.to_json()]);
