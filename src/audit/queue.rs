@@ -70,8 +70,9 @@ pub struct Queue {
 struct Waiting {
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// Somebody waits: the disk is asked at once.
-    hurry: bool,
+    /// How many wait for the disk, and how many did for the batch before: as many are likely to come again, and share it.
+    hurry: usize,
+    hurried: usize,
     state: State,
     lost: Lost,
     /// Since the start, by class.
@@ -135,6 +136,9 @@ impl Waiting {
 const BATCH_BYTES: usize = 1 << 20;
 /// How often the writer looks after what nobody asks for: a gap to tell of, the room on the disk, a broken log.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long those who wait give others to come along, where others did the time before. A flush of the disk takes about as long,
+/// and a good part of that is a processor's: one for each of them would cost more than it is worth.
+const GATHER: Duration = Duration::from_millis(1);
 /// What an entry takes beside its bytes.
 const ENTRY_OVERHEAD: usize = 128;
 
@@ -190,11 +194,11 @@ impl Queue {
             return Err(Unavailable);
         }
         let hurries = entry.done.is_some();
-        // The writer sleeps until there is anything, then until somebody waits or there is much.
+        waiting.hurry += usize::from(hurries);
+        // The writer sleeps until there is anything, then until somebody waits, and then for those who are expected.
         let wakes = waiting.entries.is_empty()
-            || hurries && !waiting.hurry
+            || hurries && (waiting.hurry == 1 || waiting.hurry == waiting.hurried)
             || waiting.bytes < BATCH_BYTES && waiting.bytes + size >= BATCH_BYTES;
-        waiting.hurry |= hurries;
         waiting.bytes += size;
         waiting.entries.push_back(entry);
         drop(waiting);
@@ -257,7 +261,7 @@ impl Queue {
         for entry in entries.into_iter().chain(more) {
             waiting.lose(entry.class, "the log could not be written", now);
         }
-        (waiting.bytes, waiting.hurry) = (0, false);
+        (waiting.bytes, waiting.hurry, waiting.hurried) = (0, 0, 0);
         if waiting.state == State::Open {
             waiting.state = State::Broken;
         }
@@ -271,18 +275,19 @@ impl Queue {
             waiting = self.filled.wait_timeout(waiting, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
         let begun = Instant::now();
-        while !waiting.entries.is_empty()
-            && !waiting.hurry
-            && waiting.bytes < BATCH_BYTES
-            && waiting.state == State::Open
-        {
-            let Some(left) = interval.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
+        while !waiting.entries.is_empty() && waiting.bytes < BATCH_BYTES && waiting.state == State::Open {
+            let patience = match waiting.hurry {
+                0 => interval,
+                few if few < waiting.hurried => GATHER,
+                _ => break,
+            };
+            let Some(left) = patience.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
             waiting = self.filled.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         if waiting.entries.is_empty() && waiting.state == State::Closed {
             return None;
         }
-        (waiting.bytes, waiting.hurry) = (0, false);
+        (waiting.hurried, waiting.hurry, waiting.bytes) = (waiting.hurry, 0, 0);
         Some(std::mem::take(&mut waiting.entries).into())
     }
 

@@ -156,7 +156,7 @@ impl Log {
             if let Some(bundle) = full_bundle(&self.directory, number)? {
                 return Ok(Some(bundle));
             }
-            if let Some(bundle) = self.in_journal(number)? {
+            if let Some(bundle) = self.journalled(number)? {
                 return Ok(Some(bundle));
             }
         }
@@ -357,7 +357,7 @@ impl Log {
         Ok((hashes.len() > place).then_some(hashes))
     }
 
-    fn in_journal(&mut self, number: u64) -> Result<Option<Bundle>, Fault> {
+    fn journalled(&mut self, number: u64) -> Result<Option<Bundle>, Fault> {
         let first = number * BUNDLE;
         let Some(tail) = self.tail(first / SEGMENT)? else { return Ok(None) };
         if tail.entries() < first % SEGMENT + BUNDLE {

@@ -486,10 +486,9 @@ impl<'a> Walk<'a> {
             let tile = TileId { level, index: index / TILE_WIDTH as u64 };
             let hashes = match tiles.entry(tile) {
                 Entry::Occupied(read) => read.into_mut(),
-                Entry::Vacant(new) => {
-                    let (_, hashes) =
-                        self.read_tile(tile)?.ok_or_else(|| Fault::new(self.tile_path(tile), "is missing"))?;
-                    new.insert(hashes)
+                Entry::Vacant(unread) => {
+                    let read = self.read_tile(tile)?;
+                    unread.insert(read.ok_or_else(|| Fault::new(self.tile_path(tile), "is missing"))?.1)
                 }
             };
             let hash = hashes.get((index % TILE_WIDTH as u64) as usize);

@@ -3,20 +3,27 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{FAILED, NO, YES, complain, serve};
+use super::{FAILED, NO, YES, complain, counted, serve};
+use crate::audit::event::{Backend, Event};
+use crate::audit::layout;
+use crate::audit::note::Vkey;
+use crate::audit::read::{Fault, Log as Entries};
+use crate::audit::verify::{self, Question};
 use crate::clock::Clock;
 use crate::config;
 use crate::config::settings::{Log, LogFormat, LogLevel, Overrides};
 use crate::demo::backend::{self, Site, World};
 use crate::demo::pki::{self, Made};
-use crate::demo::registry::MOBILE_TO_TRY;
+use crate::demo::registry::{MOBILE_OF_TWO, MOBILE_TO_TRY};
 use crate::demo::tour;
 use crate::gateway::{Gateway, Running, StartError};
 use crate::log;
+use crate::subject::{Kind, Mark, Subject};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -116,6 +123,7 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
             false
         }
     };
+    let proved = evidence(&running).inspect_err(|error| eprintln!("error: {error}")).unwrap_or(false);
     if !arguments.once {
         invite(&running, &arguments.certs);
         match serve::Signals::listen() {
@@ -127,7 +135,58 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
     if let Err(error) = &stopped {
         eprintln!("error: {error}");
     }
-    if passed && stopped.is_ok() { YES } else { NO }
+    if passed && proved && stopped.is_ok() { YES } else { NO }
+}
+
+/// Shows what the audit has of the tour: that it is whole, and who asked for a person. Whether it is what it should be.
+fn evidence(running: &Running) -> Result<bool, String> {
+    let gateway = &running.gateway;
+    let size = gateway.audit.checkpoint_now(Duration::from_secs(10)).ok_or("no checkpoint of the audit came about")?;
+    let directory = gateway.snapshot().settings.audit_directory();
+    let key =
+        std::fs::read_to_string(directory.join(layout::VKEY)).map_err(|error| format!("the audit's key: {error}"))?;
+    let key = Vkey::parse(key.trim_end()).map_err(|flaw| format!("the audit's key: {flaw}"))?;
+    let question = Question { directory: &directory, key: &key, since: None, witnesses: &[] };
+    let report = verify::verify(&question, &|_, _| ());
+    let whole = report.faults.is_empty() && report.checkpoint.is_some_and(|signed| signed.size == size);
+    println!("The audit, in {}:\n", directory.display());
+    println!("  {size} entries, {} what {key} signed.", if whole { "all of them are" } else { "which are NOT" });
+
+    let person = Subject::parse(Kind::Mobile, MOBILE_OF_TWO).map_err(|_| "the demo's own number is no number")?;
+    let token = Mark::from_bytes(gateway.epochs().current().token(&person).key());
+    println!("  Who asked for {MOBILE_OF_TWO}? It stands nowhere in there, but the epoch's key finds {token}:");
+    let (mut told, mut refused) = (0, 0);
+    let looked = Entries::open(&directory).and_then(|mut log| {
+        log.each::<Fault>(0..size, |_, entry| {
+            match Event::from_json(entry) {
+                Ok(Event::Disclosure(request))
+                    if request.subject.as_ref().is_some_and(|asked| asked.token == token) =>
+                {
+                    told += 1;
+                    println!(
+                        "    {} {} told of {}",
+                        request.time,
+                        request.partner.unwrap_or_default(),
+                        people(request.backend)
+                    );
+                }
+                Ok(Event::Denied(request)) if request.subject.as_ref().is_some_and(|asked| asked.token == token) => {
+                    refused += 1
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+    });
+    looked.map_err(|fault| fault.to_string())?;
+    println!(
+        "    and {refused} refusals.\n  `dwarpal audit` asks such things of any log: verify, prove, who, show, tail, export.\n"
+    );
+    Ok(whole && told > 0 && refused > 0)
+}
+
+fn people(backend: Option<Backend>) -> String {
+    counted(backend.and_then(|answered| answered.people).unwrap_or_default() as usize, "record")
 }
 
 /// What to paste next.

@@ -358,6 +358,15 @@ impl World {
         }
     }
 
+    /// The id of one of the threads of the gateway's process.
+    pub fn thread(&mut self, name: &str) -> String {
+        let tasks = format!("/proc/{}/task", self.process().child.id());
+        let tasks = std::fs::read_dir(&tasks).expect("threads").map(|task| task.expect("a thread").path());
+        let named = |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+        let found = tasks.into_iter().find(named).unwrap_or_else(|| panic!("no thread {name}"));
+        found.file_name().expect("an id").to_string_lossy().into_owned()
+    }
+
     /// A connection of alpha, HTTP/1.1.
     pub fn alpha(&self) -> Line {
         self.line(&pki().alpha, ALPHA)

@@ -188,7 +188,7 @@ impl Crowd {
             time,
             id: decision(index - 1),
             partner: None,
-            by: if index % 101 == 0 { EndedBy::Partner } else { EndedBy::Complete },
+            by: if index.is_multiple_of(101) { EndedBy::Partner } else { EndedBy::Complete },
             step: Step::Answer,
             bytes: 200,
             digest: None,

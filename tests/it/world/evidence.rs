@@ -128,7 +128,8 @@ fn needles() -> &'static Needles {
     })
 }
 
-/// Every number in the sources of the tests that reads like a mobile of 64 to 68 or a test Aadhaar.
+/// Every number in the sources of the tests that reads like a mobile of 64 to 68 or a test Aadhaar; but for round ones, which
+/// the nanoseconds of a whole second end in.
 fn identifiers() -> HashSet<String> {
     fn walk(directory: &Path, found: &mut HashSet<String>) {
         let mut paths: Vec<PathBuf> =
@@ -140,7 +141,7 @@ fn identifiers() -> HashSet<String> {
             }
             let text = fs::read_to_string(&path).unwrap_or_default();
             let runs = text.split(|c: char| !c.is_ascii_digit());
-            found.extend(runs.filter(|run| is_fixture(run)).map(str::to_owned));
+            found.extend(runs.filter(|run| is_fixture(run) && !run.ends_with("00000")).map(str::to_owned));
         }
     }
     let mut found = HashSet::new();
