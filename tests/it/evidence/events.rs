@@ -169,7 +169,7 @@ fn endings(exchange: &mut Exchange) {
 
 #[test]
 fn an_end_says_who_ended_it_and_where() {
-    let world = Setup::new().gateway("request_timeout = \"30s\"", "request_timeout = \"2s\"").start(endings);
+    let world = Setup::new().gateway("request_timeout = \"30s\"", "request_timeout = \"3s\"").start(endings);
     let asked = |ending: u64| reference(12_345_678_901_230 + ending);
     let decision = |request: usize| {
         let requests = world.backend.requests(request);
