@@ -142,7 +142,6 @@ impl Gateway {
             changing_epochs: Mutex::new(()),
             phase,
         });
-        epoch_changes.iter().for_each(|change| gateway.epoch_changed(change));
         type Task = Box<dyn FnOnce(Arc<Gateway>) -> io::Result<()> + Send>;
         let mut tasks: Vec<(String, Task)> = Vec::new();
         for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
@@ -153,6 +152,7 @@ impl Gateway {
         tasks.push(("persist".to_owned(), Box::new(persist)));
         tasks.push(("observe".to_owned(), Box::new(move |gateway| observe::run(runtime, gateway, observer))));
         let keeper = Keeper::start(&gateway, log).map_err(StartError::Failed)?;
+        epoch_changes.iter().for_each(|change| gateway.epoch_changed(change));
         let mut threads = Vec::new();
         for (name, task) in tasks {
             let gateway = gateway.clone();

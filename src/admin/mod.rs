@@ -21,7 +21,7 @@ use crate::clock::Timestamp;
 use crate::gateway::Gateway;
 use crate::reload::Reload;
 use crate::state::freeze::Freeze;
-use crate::subject::resembles_subject;
+use crate::subject::mentions_subject;
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,9 +158,7 @@ async fn obeyed(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
         }
         _ => "",
     };
-    let names_somebody =
-        |text: &str| text.split(|end: char| end.is_whitespace() || matches!(end, ',' | ';')).any(resembles_subject);
-    let answer = if names_somebody(reason) {
+    let answer = if mentions_subject(reason) {
         let line = "the reason holds what looks like a person's number, and reasons are kept for years: leave it out";
         Answer { outcome: Outcome::Denied, lines: vec![line.to_owned()] }
     } else {
@@ -174,6 +172,8 @@ async fn obeyed(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
             Outcome::Failed => "failed",
             Outcome::Denied => "denied",
         };
+        // What nobody here is called may be anything, and is kept for years.
+        let name = if answer.outcome == Outcome::Unknown { name.split(' ').take(1).collect() } else { name };
         let (v, time) = (event::VERSION, gateway.clock.now());
         let command = event::clipped(&name).into();
         gateway.audit.note(&Event::Command(event::Command {

@@ -321,7 +321,14 @@ impl Record {
             Durability::Interval => queue.put(Class::Disclosure, certified, &event),
             Durability::BeforeAnswer => {
                 let kept = queue.keep(Class::Disclosure, certified, &event);
-                timeout_at(self.deadline, kept).await.unwrap_or(Err(Unavailable))
+                match timeout_at(self.deadline, kept).await {
+                    Ok(kept) => kept,
+                    Err(_) => {
+                        // It may still come to the disk, and would count as wholly disclosed.
+                        self.closed(EndedBy::Gateway);
+                        Err(Unavailable)
+                    }
+                }
             }
         };
         drop(event);
@@ -419,15 +426,15 @@ impl Record {
         }
     }
 
-    /// Who went away before there was an answer, and had been let in.
-    fn gone(&self) {
+    /// Who had been let in gets no answer.
+    fn closed(&self, by: EndedBy) {
         let Some((_, partner)) = &self.partner else { return };
         let closed = event::Closed {
             v: event::VERSION,
             time: self.peer.gateway().clock.now(),
             id: self.decision,
             partner: Some((&**partner).into()),
-            by: EndedBy::Partner,
+            by,
             step: self.step,
             bytes: 0,
             digest: None,
@@ -458,7 +465,7 @@ impl Drop for Record {
         if !self.ended {
             self.metrics().request(self.partner_name(), self.route_name(), "aborted", "partner-gone");
             self.count_shadow();
-            self.gone();
+            self.closed(EndedBy::Partner);
         }
         self.peer.ends();
     }

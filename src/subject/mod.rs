@@ -208,6 +208,20 @@ pub fn resembles_subject(text: &str) -> bool {
     whole || (!uuid && (holds_number(text) || holds_foreign_digits(text)))
 }
 
+/// Whether a text by people, such as a reason, names somebody: a word that resembles a subject, or a mobile or an Aadhaar number
+/// in groups of three digits or more, as people write them.
+pub fn mentions_subject(text: &str) -> bool {
+    let mut words = text.split(|end: char| end.is_whitespace() || matches!(end, ',' | ';'));
+    // Dates and times have groups of two.
+    let grouped = text.split(|c: char| !c.is_ascii_digit() && !matches!(c, ' ' | '-' | '.' | '(' | ')')).any(|run| {
+        let groups: Vec<&str> = run.split(|c: char| !c.is_ascii_digit()).filter(|group| !group.is_empty()).collect();
+        let numbers = (2..=4).flat_map(|count| groups.windows(count));
+        let numbers = numbers.filter(|groups| groups.iter().all(|group| group.len() >= 3));
+        numbers.into_iter().any(|groups| holds_number(&groups.concat()))
+    });
+    grouped || words.any(resembles_subject)
+}
+
 fn holds_number(text: &str) -> bool {
     let words =
         text.split(|c: char| !c.is_alphanumeric()).filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
@@ -439,6 +453,23 @@ mod tests {
             "वार्ड ७",
         ] {
             assert!(!resembles_subject(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_mentions_a_person_is_noticed() {
+        for text in [
+            "asked for 6412345678",
+            "asked 3 times for 64123 45678 on 2026-11-24",
+            "+91 (641) 234-5678, twice",
+            "9999 4105 7058; see INC-7",
+            "beneficiary 12345678901234, again",
+        ] {
+            assert!(mentions_subject(text), "{text}");
+        }
+        for text in ["", "INC-2026-11-24 10:15, see 4711-0815", "2026-11-24 1015 1016", "9999 4105 7059", "64123 4567"]
+        {
+            assert!(!mentions_subject(text), "{text}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ use crate::world::backend::one_person;
 use crate::world::frames;
 use crate::world::line;
 use crate::world::pki::pki;
-use crate::world::process::run;
+use crate::world::process::{run, tracing};
 use crate::world::{ALPHA, ALPHA_TOO, PATIENCE, Process, Setup, World, dwarpal, eventually, package, read_to_close};
 
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -79,15 +79,11 @@ fn the_watchdog_is_told_for_as_long_as_all_workers_live() {
     assert!(begun.elapsed() < Duration::from_millis(2_600), "at half of the time: {:?}", begun.elapsed());
 
     // For some seconds strace holds this one thread at its next system call, and nothing else of the process.
-    let worker = thread(&mut world, "worker-1");
-    // Tracing a process that is not one's child may take more rights.
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
-    let asking: &[&str] = if root || matches!(scope.trim(), "" | "0") { &[] } else { &["sudo", "-n"] };
+    let worker = world.thread("worker-1");
     let calls = "?epoll_wait,?epoll_pwait";
     let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:delay_enter=60000000"));
     let strace = ["timeout", "8", "strace", "-o", "/dev/null", "-p", &worker, "-e", &trace, "-e", &inject];
-    let hold = [asking, &strace].concat();
+    let hold = [tracing(), &strace].concat();
     let mut hold =
         Command::new(hold[0]).args(&hold[1..]).stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("strace");
     world.process().logged(|line| line["message"].as_str().is_some_and(|text| text.starts_with("a worker hangs")));
@@ -101,16 +97,6 @@ fn the_watchdog_is_told_for_as_long_as_all_workers_live() {
     let _ = hold.wait();
     manager.socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
     assert_eq!(manager.told(), "WATCHDOG=1\n", "it goes on when the worker does");
-}
-
-/// The id of one of the gateway's threads.
-fn thread(world: &mut World, name: &str) -> String {
-    let tasks = format!("/proc/{}/task", world.process().child.id());
-    let tasks = std::fs::read_dir(&tasks).expect("threads").map(|task| task.expect("a thread").path());
-    let named =
-        |path: &std::path::PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
-    let found = tasks.into_iter().find(named).unwrap_or_else(|| panic!("no thread {name}"));
-    found.file_name().expect("an id").to_string_lossy().into_owned()
 }
 
 /// Value of a key of the unit, or the values where it stands more than once.

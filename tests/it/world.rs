@@ -358,6 +358,15 @@ impl World {
         }
     }
 
+    /// The id of one of the threads of the gateway's process.
+    pub fn thread(&mut self, name: &str) -> String {
+        let tasks = format!("/proc/{}/task", self.process().child.id());
+        let tasks = std::fs::read_dir(&tasks).expect("threads").map(|task| task.expect("a thread").path());
+        let named = |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+        let found = tasks.into_iter().find(named).unwrap_or_else(|| panic!("no thread {name}"));
+        found.file_name().expect("an id").to_string_lossy().into_owned()
+    }
+
     /// A connection of alpha, HTTP/1.1.
     pub fn alpha(&self) -> Line {
         self.line(&pki().alpha, ALPHA)
@@ -451,8 +460,7 @@ impl Process {
 
     /// It may not serve yet.
     pub fn begin(config: &Path, starter: &[&str], environment: &[(&str, &str)]) -> Process {
-        // A load may be put on the release build, which cargo does not name to tests.
-        let binary = std::env::var("DWARPAL_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_dwarpal").to_owned());
+        let binary = binary();
         let words = [starter, &[&binary, "serve", "--config"]].concat();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(config).envs(environment.iter().copied());
@@ -543,10 +551,15 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// What one command of the binary did: exit code, standard output and standard error.
 pub fn dwarpal(arguments: &[&str], directory: &Path) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dwarpal"));
+    let mut command = Command::new(binary());
     let ran = process::run(command.args(arguments).current_dir(directory), b"");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (ran.code.expect("an exit code"), text(&ran.stdout), text(&ran.stderr))
+}
+
+/// A load may be put on the release build, which cargo does not name to tests.
+fn binary() -> String {
+    std::env::var("DWARPAL_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_dwarpal").to_owned())
 }
 
 /// Where this package's files are.

@@ -1,8 +1,12 @@
 //! What do strangers get out of a log that a gateway's code has written? The commands, on whole and on damaged directories.
 
 mod commands;
+mod crash;
 mod damage;
+mod events;
 mod generate;
+mod live;
+mod running;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -312,6 +312,14 @@ impl Line {
         Ok(count > 0)
     }
 
+    /// Whether nothing has come, so far.
+    pub fn is_silent(&mut self) -> bool {
+        self.stream.sock.set_nonblocking(true).expect("nonblocking");
+        let more = self.more();
+        self.stream.sock.set_nonblocking(false).expect("blocking");
+        self.pending.is_empty() && more.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Sends a byte again and again, as slowly as it may, until the gateway ends the connection.
     pub fn dribble(&mut self, byte: u8) {
         let begun = std::time::Instant::now();
