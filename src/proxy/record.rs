@@ -321,7 +321,12 @@ impl Record {
             Durability::Interval => queue.put(Class::Disclosure, certified, &event),
             Durability::BeforeAnswer => {
                 let kept = queue.keep(Class::Disclosure, certified, &event);
-                timeout_at(self.deadline, kept).await.unwrap_or(Err(Unavailable))
+                let kept = timeout_at(self.deadline, kept).await;
+                if kept.is_err() {
+                    // It may still come to the disk, where it must not count as disclosed.
+                    self.closed(EndedBy::Gateway);
+                }
+                kept.unwrap_or(Err(Unavailable))
             }
         };
         drop(event);
@@ -421,13 +426,19 @@ impl Record {
 
     /// Who went away before there was an answer, and had been let in.
     fn gone(&self) {
-        let Some((_, partner)) = &self.partner else { return };
+        if self.partner.is_some() {
+            self.closed(EndedBy::Partner);
+        }
+    }
+
+    /// Tells the audit that it ended before there was an answer.
+    fn closed(&self, by: EndedBy) {
         let closed = event::Closed {
             v: event::VERSION,
             time: self.peer.gateway().clock.now(),
             id: self.decision,
-            partner: Some((&**partner).into()),
-            by: EndedBy::Partner,
+            partner: self.partner.as_ref().map(|(_, name)| (&**name).into()),
+            by,
             step: self.step,
             bytes: 0,
             digest: None,
