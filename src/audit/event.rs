@@ -420,6 +420,9 @@ pub struct Gap<'a> {
     pub cause: Cow<'a, str>,
     /// Lookups that were refused for want of a record.
     pub lookups_refused: u64,
+    /// Lookups that were answered, of which nothing is here: those of routes whose answers do not wait.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub disclosures: u64,
     /// Entries that are missing here, by their event.
     pub denied: u64,
     pub closed: u64,
@@ -451,6 +454,10 @@ pub struct Pruned {
     pub until: u64,
     /// All of them are older than this.
     pub before: Timestamp,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What there is room for of a text that nobody bounded.
@@ -722,6 +729,7 @@ mod tests {
                 since: time,
                 cause: text(),
                 lookups_refused: 1,
+                disclosures: 5,
                 denied: 2,
                 closed: 3,
                 others: 4,

@@ -354,7 +354,7 @@ pub struct Glance<'a> {
     pub event: Cow<'a, str>,
     #[serde(default)]
     pub time: Option<Timestamp>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "decision")]
     pub id: Option<Uuid>,
     #[serde(borrow, default)]
     pub partner: Option<Cow<'a, str>>,
@@ -389,6 +389,12 @@ impl<'a> Glance<'a> {
         let before = person.and_then(|person| person.previous.as_ref()).map(|before| (&*before.epoch, before.token));
         person.map(|person| (&*person.epoch, person.token)).into_iter().chain(before)
     }
+}
+
+/// The id of an epoch is a text of its own, that of a request is its decision's.
+fn decision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uuid>, D::Error> {
+    let id: Option<Cow<'de, str>> = Option::deserialize(deserializer)?;
+    Ok(id.and_then(|id| Uuid::try_parse(&id).ok()))
 }
 
 /// A certificate's subject is a text, a lookup's is a person.
@@ -447,6 +453,7 @@ mod tests {
             entry(None, 4),
             br#"{"event":"credential","v":1,"time":"2026-03-01T09:30:00Z","subject":"CN=x"}"#.to_vec(),
             br#"{"event":"pruned","v":1,"time":"2026-03-01T09:31:00Z","from":0,"until":65536}"#.to_vec(),
+            br#"{"event":"epoch","v":1,"time":"2026-03-01T09:05:00Z","change":"created","number":1,"id":"be7f7921","by":"gateway","reason":"the first"}"#.to_vec(),
             br#"{"event":"telepathy","v":9,"mood":{"deep":[1]}}"#.to_vec(),
             b"not json".to_vec(),
         ];
@@ -455,13 +462,13 @@ mod tests {
         let minute = |minute: u64| {
             Timestamp::parse("2026-03-01T09:00:00Z").expect("a time").as_nanos() + minute * 60_000_000_000
         };
-        assert_eq!((header.segment, header.entries, header.unreadable), (7, 6, 1));
+        assert_eq!((header.segment, header.entries, header.unreadable), (7, 7, 1));
         assert_eq!((header.first.as_nanos(), header.last.as_nanos()), (minute(4), minute(31)));
         assert_eq!(header.events["denied"], 2);
         assert_eq!(header.events["telepathy"], 1);
         assert_eq!(header.partners, ["p0", "p1"].map(str::to_owned).into());
         assert_eq!(header.epochs, ["new", "old"].map(str::to_owned).into());
-        assert_eq!(header.notable, [3]);
+        assert_eq!(header.notable, [3, 4]);
         assert!(Index::from_bytes(8, build(7, &slices(&entries))).is_err(), "of another segment");
     }
 

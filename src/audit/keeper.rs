@@ -15,7 +15,7 @@ use super::publish::{self, Publisher};
 use super::queue::{Class, Queue, Unavailable, Writer};
 use super::read::Log;
 use super::send::{self, Outbox, Signed};
-use super::{index, key};
+use super::{index, key, layout};
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Settings;
 use crate::gateway::Gateway;
@@ -64,16 +64,32 @@ impl Audit {
     /// Opens the log, or says why it cannot be.
     pub fn open(settings: &Settings, clock: Clock) -> Result<(Audit, Opened), String> {
         let directory = settings.audit_directory();
-        let signer = key::load_or_create(&settings.audit_key(), &settings.audit.origin).map_err(told)?;
         let remembered = settings.state_directory().join("audit.checkpoint");
+        let own = directory.join(layout::CHECKPOINT);
+        let checkpoints = [own.as_path(), remembered.as_path()];
+        let missing = checkpoints.map(|checkpoint| !checkpoint.exists());
+        let signer = key::of_log(&settings.audit_key(), &settings.audit.origin, checkpoints).map_err(told)?;
         let publishing = publish::Settings { directory: directory.clone(), remembered, signer, index: index::build };
         let (journal, recovered, publisher) = super::open(publishing).map_err(told)?;
+        let (size, torn_bytes) = (journal.size(), recovered.torn_bytes);
+        if torn_bytes > 0 {
+            tracing::warn!(size, torn_bytes, "a torn end of the audit's journal was cut off");
+        }
+        if size > 0 && missing.contains(&true) {
+            let [audit, state] = missing.map(|missing| if missing { "missing" } else { "there" });
+            tracing::warn!(
+                size,
+                audit,
+                state,
+                "checkpoints of the audit were missing and are signed anew: verify it since one that was kept elsewhere"
+            );
+        }
         let after_crash = journal.size() > 0 && !ends_in_order(&directory, journal.size());
         let queue = Queue::new(settings.audit.queue_bytes_max, clock);
         queue.open(journal.size());
         let (wanted, rung) = Default::default();
         let audit = Audit { queue, refused: RefusedConnections::default(), wanted, rung };
-        Ok((audit, Opened { directory, journal, publisher, torn_bytes: recovered.torn_bytes, after_crash }))
+        Ok((audit, Opened { directory, journal, publisher, torn_bytes, after_crash }))
     }
 
     /// Puts something that the gateway or an operator did into the log, soon. What does not fit is told of in a gap.
@@ -249,6 +265,8 @@ impl<'g> Publishing<'g> {
         }
         let due = self.signed_at.elapsed() >= settings.checkpoint_interval && audit.queue.durable() > self.signed;
         if (due || asked) && !over {
+            // Should the rest fail, the next one is due after the interval: its events must not fill a log that nobody signs.
+            self.signed_at = Instant::now();
             // Comes to nothing where the log cannot be written; what is there is signed all the same.
             let _ = audit.queue.keep_blocking(Class::Other, &Event::Checkpoint(self.checkpoint_event()));
         }
@@ -303,7 +321,7 @@ impl<'g> Publishing<'g> {
             return Ok(());
         }
         let Range { start, end } = segments;
-        let (from, until) = (start * super::layout::SEGMENT, end * super::layout::SEGMENT);
+        let (from, until) = (start * layout::SEGMENT, end * layout::SEGMENT);
         let pruned = event::Pruned { v: VERSION, time: now, from, until, before };
         // Only what the log itself says may go.
         if self.gateway.audit.queue.keep_blocking(Class::Other, &Event::Pruned(pruned)).is_ok() {

@@ -31,6 +31,16 @@ pub fn load_or_create(path: &Path, name: &str) -> Result<Signer, KeyError> {
     }
 }
 
+/// The same for a log that may be there already: `checkpoints` are what its key has signed. Another key would be of no use to
+/// it, so none is made where there are any.
+pub fn of_log(path: &Path, name: &str, checkpoints: [&Path; 2]) -> Result<Signer, KeyError> {
+    let is_missing = fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    match checkpoints.into_iter().find(|checkpoint| is_missing && checkpoint.exists()) {
+        Some(signed) => Err(KeyError { path: path.into(), what: What::Missing { signed: signed.into() } }),
+        None => load_or_create(path, name),
+    }
+}
+
 /// Why there is no key. Says what the operator should do; never shows what the file holds.
 #[derive(Debug)]
 pub struct KeyError {
@@ -41,6 +51,9 @@ pub struct KeyError {
 #[derive(Debug)]
 pub enum What {
     Create(io::Error),
+    Missing {
+        signed: PathBuf,
+    },
     Read(io::Error),
     /// The path leads to a directory, a pipe or a device.
     NotAFile,
@@ -64,6 +77,12 @@ impl fmt::Display for KeyError {
             What::Create(error) => {
                 write!(f, "audit key {path} could not be created: {error}; make its directory writable for this user")
             }
+            What::Missing { signed } => write!(
+                f,
+                "audit key {path} is missing, but it has signed {}; restore it from a copy, or move that log away to begin a \
+                 new one",
+                signed.display()
+            ),
             What::Read(error) => write!(
                 f,
                 "audit key {path} could not be read: {error}; check its owner and that no link on the way is broken"
@@ -95,7 +114,9 @@ impl std::error::Error for KeyError {
         match &self.what {
             What::Create(error) | What::Read(error) => Some(error),
             What::Name { flaw, .. } => Some(flaw),
-            What::NotAFile | What::Exposed(_) | What::Malformed(_) | What::OtherName { .. } => None,
+            What::Missing { .. } | What::NotAFile | What::Exposed(_) | What::Malformed(_) | What::OtherName { .. } => {
+                None
+            }
         }
     }
 }
@@ -182,6 +203,27 @@ mod tests {
         assert!(other.contains("is that of the log dwarpal.example/log"), "{other}");
         assert!(load_or_create(&home.path().join("new"), "no name").is_err());
         assert!(!home.path().join("new").exists());
+    }
+
+    #[test]
+    fn no_key_is_made_for_a_log_that_has_one() {
+        let home = tempfile::tempdir().expect("a directory");
+        let [path, signed, remembered] = ["audit.key", "checkpoint", "remembered"].map(|name| home.path().join(name));
+        let first = of_log(&path, NAME, [&signed, &remembered]).expect("made");
+        for checkpoint in [&signed, &remembered] {
+            fs::write(checkpoint, "a checkpoint").expect("written");
+            let again = of_log(&path, NAME, [&signed, &remembered]).expect("read");
+            assert_eq!(first.vkey(), again.vkey());
+            let kept = fs::read(&path).expect("a key");
+            fs::remove_file(&path).expect("removed");
+            let message = of_log(&path, NAME, [&signed, &remembered]).expect_err("missing").to_string();
+            assert!(message.contains(&format!("has signed {}; restore it", checkpoint.display())), "{message}");
+            assert!(!path.exists());
+            fs::write(&path, kept)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o600)))
+                .expect("put back");
+            fs::remove_file(checkpoint).expect("removed");
+        }
     }
 
     #[test]

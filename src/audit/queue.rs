@@ -73,6 +73,8 @@ struct Waiting {
     /// How many wait for the disk, and how many did for the batch before: as many are likely to come again, and share it.
     hurry: usize,
     hurried: usize,
+    /// Since when the writer has been at work on what it took.
+    writing_since: Option<Instant>,
     state: State,
     lost: Lost,
     /// Since the start, by class.
@@ -102,6 +104,7 @@ pub struct Lost {
     since: Timestamp,
     cause: &'static str,
     pub lookups_refused: u64,
+    pub disclosures: u64,
     pub denied: u64,
     pub closed: u64,
     pub others: u64,
@@ -109,14 +112,16 @@ pub struct Lost {
 
 impl Lost {
     fn is_empty(&self) -> bool {
-        self.lookups_refused + self.denied + self.closed + self.others == 0
+        self.lookups_refused + self.disclosures + self.denied + self.closed + self.others == 0
     }
 
-    fn count(&mut self, class: Class, cause: &'static str, now: Timestamp) {
+    /// `was_answered`: nobody waited for the entry, so that its answer has left.
+    fn count(&mut self, class: Class, was_answered: bool, cause: &'static str, now: Timestamp) {
         if self.is_empty() {
             (self.since, self.cause) = (now, cause);
         }
         match class {
+            Class::Disclosure if was_answered => self.disclosures += 1,
             Class::Disclosure => self.lookups_refused += 1,
             Class::Denied => self.denied += 1,
             Class::Closed => self.closed += 1,
@@ -126,9 +131,16 @@ impl Lost {
 }
 
 impl Waiting {
-    fn lose(&mut self, class: Class, cause: &'static str, now: Timestamp) {
-        self.lost.count(class, cause, now);
+    /// Who handed the entry in is told that it was not taken.
+    fn refuse(&mut self, class: Class, cause: &'static str, now: Timestamp) {
+        self.lost.count(class, false, cause, now);
         self.lost_ever[class as usize] += 1;
+    }
+
+    /// An entry that was taken does not come to the disk.
+    fn lose(&mut self, entry: &Entry, cause: &'static str, now: Timestamp) {
+        self.lost.count(entry.class, entry.done.is_none(), cause, now);
+        self.lost_ever[entry.class as usize] += 1;
     }
 }
 
@@ -139,6 +151,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long those who wait give others to come along, where others did the time before. A flush of the disk takes about as long,
 /// and a good part of that is a processor's: one for each of them would cost more than it is worth.
 const GATHER: Duration = Duration::from_millis(1);
+/// A disk that takes longer for a batch does not answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What an entry takes beside its bytes.
 const ENTRY_OVERHEAD: usize = 128;
 
@@ -190,7 +204,7 @@ impl Queue {
             State::Open => None,
         };
         if let Some(cause) = cause {
-            waiting.lose(entry.class, cause, self.clock.now());
+            waiting.refuse(entry.class, cause, self.clock.now());
             return Err(Unavailable);
         }
         let hurries = entry.done.is_some();
@@ -213,9 +227,15 @@ impl Queue {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// Whether no lookup can be answered now, for want of a record.
+    /// Whether no lookup can be answered now, for want of a record: the disk refuses it, or does not come back.
     pub fn is_broken(&self) -> bool {
-        self.lock().state == State::Broken
+        let waiting = self.lock();
+        let hangs = waiting.writing_since.is_some_and(|since| since.elapsed() > WRITE_TIMEOUT);
+        waiting.state == State::Broken || hangs
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().state == State::Closed
     }
 
     pub fn bytes(&self) -> usize {
@@ -259,7 +279,7 @@ impl Queue {
         let mut waiting = self.lock();
         let more = std::mem::take(&mut waiting.entries);
         for entry in entries.into_iter().chain(more) {
-            waiting.lose(entry.class, "the log could not be written", now);
+            waiting.lose(&entry, "the log could not be written", now);
         }
         (waiting.bytes, waiting.hurry, waiting.hurried) = (0, 0, 0);
         if waiting.state == State::Open {
@@ -271,6 +291,7 @@ impl Queue {
     /// else to look after; `None` at the end.
     fn take(&self, interval: Duration) -> Option<Vec<Entry>> {
         let mut waiting = self.lock();
+        waiting.writing_since = None;
         if waiting.entries.is_empty() && waiting.state != State::Closed {
             waiting = self.filled.wait_timeout(waiting, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -288,6 +309,7 @@ impl Queue {
             return None;
         }
         (waiting.hurried, waiting.hurry, waiting.bytes) = (waiting.hurry, 0, 0);
+        waiting.writing_since = Some(Instant::now());
         Some(std::mem::take(&mut waiting.entries).into())
     }
 
@@ -313,6 +335,7 @@ pub struct Writer<'q> {
 impl Writer<'_> {
     /// Writes until the queue is closed and empty.
     pub fn run(&self, mut journal: Journal) {
+        let _end = End(self.queue);
         let mut segment = Segment::default();
         let mut told_of_gap = None::<Instant>;
         while let Some(batch) = self.queue.take(self.interval) {
@@ -321,9 +344,10 @@ impl Writer<'_> {
                 continue;
             }
             let batch = self.leave_the_reserve(batch);
-            // With room for lookups only, the sum of it is told afterwards.
-            let tells = !self.queue.disk_short.load(Ordering::Relaxed)
+            // With room for lookups only, the sum of it is told afterwards; at the end there is no afterwards.
+            let may_tell = !self.queue.disk_short.load(Ordering::Relaxed)
                 && told_of_gap.is_none_or(|told| told.elapsed() >= LOOK_EVERY);
+            let tells = may_tell || self.queue.is_closed();
             let gap = tells.then(|| self.gap()).flatten();
             let entries = segment.lay_out(journal.size(), &batch, gap.as_ref().map(|(json, _)| json.as_slice()));
             if entries.is_empty() {
@@ -389,7 +413,7 @@ impl Writer<'_> {
         let now = self.queue.clock.now();
         let (denied, rest) = batch.into_iter().partition::<Vec<_>, _>(|entry| entry.class == Class::Denied);
         let mut waiting = self.queue.lock();
-        denied.iter().for_each(|entry| waiting.lose(entry.class, DISK_SHORT, now));
+        denied.iter().for_each(|entry| waiting.lose(entry, DISK_SHORT, now));
         rest
     }
 
@@ -399,9 +423,9 @@ impl Writer<'_> {
         if lost.is_empty() {
             return None;
         }
-        let Lost { since, cause, lookups_refused, denied, closed, others } = lost;
+        let Lost { since, cause, lookups_refused, disclosures, denied, closed, others } = lost;
         let (time, cause) = (self.queue.clock.now(), cause.into());
-        let gap = event::Gap { v: VERSION, time, since, cause, lookups_refused, denied, closed, others };
+        let gap = event::Gap { v: VERSION, time, since, cause, lookups_refused, disclosures, denied, closed, others };
         Some((Event::Gap(gap).to_json(), lost))
     }
 }
@@ -412,10 +436,22 @@ impl Queue {
         let mut waiting = self.lock();
         let lost = &mut waiting.lost;
         lost.lookups_refused -= told.lookups_refused;
+        lost.disclosures -= told.disclosures;
         lost.denied -= told.denied;
         lost.closed -= told.closed;
         lost.others -= told.others;
         lost.since = self.clock.now();
+    }
+}
+
+/// Without its writer a queue takes nothing: not even a panic leaves anybody waiting.
+struct End<'q>(&'q Queue);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Vec::new());
+        }
     }
 }
 
@@ -456,4 +492,67 @@ impl Segment {
 fn free_bytes(directory: &Path) -> Option<u64> {
     let room = rustix::fs::statvfs(directory).ok()?;
     Some(room.f_bavail.saturating_mul(room.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::disk::hook::{self, Fault, Share};
+    use super::super::journal::Follower;
+    use super::*;
+
+    fn stop() -> Event<'static> {
+        Event::Stop(event::Stop { v: VERSION, time: Timestamp::default() })
+    }
+
+    /// Runs the writer until the queue is empty, which was closed before, and gives what is on the disk then.
+    fn written(queue: &Queue, home: &TempDir) -> Vec<String> {
+        let (journal, _) = Journal::open(home.path(), 0).expect("a journal");
+        let (interval, written) = (Duration::ZERO, |_: Duration, _: u64| {});
+        Writer { queue, directory: home.path(), interval, reserve_bytes: 0, written: &written }.run(journal);
+        let mut entries = Vec::new();
+        let mut keep = |entry: &[u8]| {
+            entries.push(String::from_utf8(entry.to_vec()).expect("text"));
+            Ok::<(), super::super::journal::Damage>(())
+        };
+        Follower::new(home.path(), 0).read(queue.durable(), &mut keep).expect("readable");
+        entries
+    }
+
+    fn open(bytes_max: usize) -> (Queue, TempDir) {
+        let queue = Queue::new(bytes_max, Clock::system());
+        queue.open(0);
+        (queue, TempDir::new().expect("a directory"))
+    }
+
+    #[test]
+    fn what_was_lost_is_told_at_the_end_too() {
+        let (queue, home) = open(1 << 10);
+        let taken = (0..100).filter(|_| queue.put(Class::Denied, None, &stop()).is_ok()).count() as u64;
+        assert!((1..100).contains(&taken));
+        queue.close();
+        let entries = written(&queue, &home);
+        assert_eq!(entries.len() as u64, taken + 1);
+        let gap = Event::from_json(entries[0].as_bytes()).expect("an entry");
+        assert!(matches!(gap, Event::Gap(gap) if gap.denied == 100 - taken), "{entries:?}");
+        assert!(queue.lost().is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_left_without_its_record_is_not_told_as_refused() {
+        let (queue, home) = open(1 << 20);
+        queue.put(Class::Disclosure, None, &stop()).expect("taken");
+        let event = stop();
+        let mut waiting = std::pin::pin!(queue.keep(Class::Disclosure, None, &event));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        queue.close();
+        hook::begin(&[Fault { after: 2, share: Share::Nothing, dead: false }]);
+        assert!(written(&queue, &home).is_empty());
+        hook::end();
+        assert_eq!(waiting.as_mut().poll(&mut context), std::task::Poll::Ready(Err(Unavailable)));
+        let Lost { lookups_refused, disclosures, .. } = queue.lost();
+        assert_eq!((lookups_refused, disclosures), (1, 1));
+    }
 }

@@ -51,7 +51,7 @@ pub fn run(arguments: Arguments) -> u8 {
 struct Demo {
     running: Running,
     /// Holds the epoch key; removed with the demo.
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     registry: Arc<World>,
 }
 
@@ -86,7 +86,7 @@ fn start(arguments: &Arguments) -> Result<Demo, u8> {
         StartError::Configuration(problems) => complain(&problems),
         StartError::Failed(what) => failed(&what),
     })?;
-    Ok(Demo { running, _directory: directory, registry })
+    Ok(Demo { running, directory, registry })
 }
 
 /// Two synthetic backends on free ports, on a thread of their own that ends with the process.
@@ -115,7 +115,7 @@ fn start_backends(registry: &Arc<World>, stock: &Arc<World>) -> std::io::Result<
 }
 
 fn show(arguments: &Arguments, demo: Demo) -> u8 {
-    let Demo { running, _directory, registry } = demo;
+    let Demo { running, directory, registry } = demo;
     let passed = match tour::guide(running.address, &arguments.certs, &registry) {
         Ok(passed) => passed,
         Err(error) => {
@@ -125,7 +125,7 @@ fn show(arguments: &Arguments, demo: Demo) -> u8 {
     };
     let proved = evidence(&running).inspect_err(|error| eprintln!("error: {error}")).unwrap_or(false);
     if !arguments.once {
-        invite(&running, &arguments.certs);
+        invite(&running, arguments, directory.path());
         match serve::Signals::listen() {
             Ok(mut signals) => signals.wait(|| ()),
             Err(error) => eprintln!("error: cannot wait for signals: {error}"),
@@ -190,9 +190,9 @@ fn people(backend: Option<Backend>) -> String {
 }
 
 /// What to paste next.
-fn invite(running: &Running, certs: &Path) {
+fn invite(running: &Running, arguments: &Arguments, data: &Path) {
     let (port, metrics) = (running.address.port(), running.metrics_address);
-    let certs = certs.display();
+    let certs = arguments.certs.display();
     let curl = |partner: &str, rest: &str| {
         println!("  curl --cacert {certs}/ca.pem --cert {certs}/{partner}.pem --key {certs}/{partner}.key {rest}");
     };
@@ -220,5 +220,10 @@ fn invite(running: &Running, certs: &Path) {
     curl("state-health", &format!("--interface 127.0.0.2 https://localhost:{port}/v1/facilities/4711/stock"));
     curl("revoked", &format!("https://localhost:{port}/.well-known/dwarpal/whoami   # refused in the handshake"));
     println!("  curl http://{metrics}/metrics");
+    println!("\nAnd of what it has logged, in {}:\n", data.display());
+    let place = format!("--config {} --data {}", arguments.config.display(), data.display());
+    println!("  echo 6412345678 | dwarpal audit who --kind mobile --id - {place}");
+    println!("  dwarpal audit tail --follow {place}");
+    println!("  dwarpal audit verify {0}/audit --key {0}/audit/vkey", data.display());
     println!("\nCtrl-C ends it.");
 }

@@ -73,15 +73,17 @@ pub fn run(arguments: Export) -> Answer {
     let mut log = arguments.place.open()?;
     let size = log.size()?;
     let mut days = Days::new(&arguments.out, arguments.format)?;
-    let mut count = 0_u64;
+    let (mut count, mut unreadable) = (0_u64, 0_u64);
     for segment in 0..size.div_ceil(SEGMENT) {
         let Some(header) = log.header(segment)? else { continue };
-        // Entries that cannot be read have no time: they go with whatever period their segment is in.
         if !arguments.period.touches(header.first, header.last) {
             continue;
         }
         log.each::<Failure>(segment * SEGMENT..((segment + 1) * SEGMENT).min(size), |index, entry| {
-            let Some(time) = Glance::of(entry).ok().and_then(|glance| glance.time) else { return Ok(()) };
+            let Some(time) = Glance::of(entry).ok().and_then(|glance| glance.time) else {
+                unreadable += 1;
+                return Ok(());
+            };
             if !arguments.period.holds(time) {
                 return Ok(());
             }
@@ -93,11 +95,14 @@ pub fn run(arguments: Export) -> Answer {
     let files = days.finish()?;
     let mut out = stdout();
     match arguments.json {
-        true => writeln!(out, "{}", json!({ "entries": count, "files": files }))?,
+        true => writeln!(out, "{}", json!({ "entries": count, "files": files, "unreadable": unreadable }))?,
         false => {
             files.iter().try_for_each(|file| writeln!(out, "{}", file.display()))?;
             eprintln!("{count} entries in {}", counted(files.len(), "file"));
         }
+    }
+    if unreadable > 0 {
+        eprintln!("warning: {} without a readable time in no file", counted(unreadable as usize, "entry"));
     }
     out.flush()?;
     Ok(YES)

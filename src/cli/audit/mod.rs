@@ -192,6 +192,11 @@ fn vkey(text: &str) -> Result<Vkey, Failure> {
         let text = String::from_utf8_lossy(&bytes);
         return Vkey::parse(text.trim_end()).map_err(|flaw| Failure::file(path, flaw));
     }
+    if !text.contains('+') {
+        return Err(Failure::Senseless(format!(
+            "--key: {text:?} is neither a file nor a key, which is NAME+ID+BASE64"
+        )));
+    }
     Vkey::parse(text.trim_end()).map_err(flawed)
 }
 

@@ -218,6 +218,10 @@ impl Side {
         let path = Path::new(text);
         match (path.exists(), text.parse::<u64>()) {
             (false, Ok(size)) => {
+                let there = log.size()?;
+                if size > there {
+                    return Err(Failure::Senseless(format!("this log has {there} entries, fewer than {size}")));
+                }
                 let root = tree::root_at(size, |level, index| log.hash(level, index)).map_err(faulty)?;
                 let origin = log.checkpoint()?.map_or_else(|| "unsigned".to_owned(), |(newest, _)| newest.origin);
                 let checkpoint = Checkpoint { origin, size, root, extensions: Vec::new() };

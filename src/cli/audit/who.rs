@@ -252,8 +252,8 @@ impl Covered {
                 match Event::from_json(&entry) {
                     Ok(Event::Pruned(event)) => pruned.push((event.from, event.until)),
                     Ok(Event::Gap(gap)) if period.touches(gap.since, gap.time) => covered.missing.push(format!(
-                        "from {} to {}: {} ({} refused for want of a record; entries lost: {} denied, {} closed, {} others)",
-                        gap.since, gap.time, gap.cause, counted(gap.lookups_refused as usize, "lookup"), gap.denied, gap.closed, gap.others
+                        "from {} to {}: {} ({} refused for want of a record; entries lost: {} disclosed, {} denied, {} closed, {} others)",
+                        gap.since, gap.time, gap.cause, counted(gap.lookups_refused as usize, "lookup"), gap.disclosures, gap.denied, gap.closed, gap.others
                     )),
                     _ => {}
                 }
