@@ -25,7 +25,7 @@ pub struct Journal {
     broken: bool,
     /// Kept from batch to batch.
     buffer: Vec<u8>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// The file that is appended to.
@@ -270,11 +270,22 @@ impl Follower {
     }
 }
 
-fn lock(path: &Path) -> Result<File, Damage> {
+/// One gateway a directory.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // To close the file would not do while a child that has not yet become another program still has it.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock(path: &Path) -> Result<Lock, Damage> {
     let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let lock = lock.map_err(Damage::io(path))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock(lock)),
         Err(TryLockError::WouldBlock) => {
             Err(Damage::new(path, "another gateway uses this log", "stop it, or give this one its own audit.directory"))
         }
@@ -460,6 +471,18 @@ mod tests {
 
     /// One batch within the file, one over its end, one in the next.
     const BATCHES: [u64; 4] = [4, 5, 3, 1];
+
+    #[test]
+    fn a_log_that_was_closed_is_free_whoever_inherited_its_files() {
+        let directory = tempfile::TempDir::new().expect("directory");
+        let path = directory.path().join("lock");
+        let held = lock(&path).expect("free");
+        let inherited = held.0.try_clone().expect("a second descriptor");
+        assert!(lock(&path).is_err());
+        drop(held);
+        assert!(lock(&path).is_ok());
+        drop(inherited);
+    }
 
     #[test]
     fn entries_are_read_back_in_order_and_files_begin_at_segments() {
