@@ -75,7 +75,7 @@ pub struct Request<'a> {
     pub time: Timestamp,
     /// Decision id, also in the answer.
     pub id: Uuid,
-    /// Trace id of `traceparent`, 32 hex digits.
+    /// Trace id of `traceparent`, 32 hex digits; absent where somebody's number could be read in it.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     pub trace: Option<Cow<'a, str>>,
     /// Of the configuration.

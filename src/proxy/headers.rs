@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::policy::fields::{is_hop_by_hop, is_identity, is_relied_on, passes};
 use crate::policy::reason::Reason;
+use crate::subject::may_hold_number;
 
 pub const DECISION_ID: HeaderName = HeaderName::from_static("x-decision-id");
 pub const PARTNER: HeaderName = HeaderName::from_static("x-partner");
@@ -99,6 +100,11 @@ impl Trace {
     pub fn id(&self) -> &str {
         std::str::from_utf8(&self.id).unwrap_or_default()
     }
+
+    /// The id, where it can be kept: partners choose it, and could have somebody's number kept with it.
+    pub fn kept_id(&self) -> Option<&str> {
+        Some(self.id()).filter(|id| !may_hold_number(id))
+    }
 }
 
 fn parse_traceparent(value: &[u8]) -> Option<([u8; 32], [u8; 2])> {
@@ -164,6 +170,22 @@ mod tests {
             nominated(&headers(&[("connection", "keep-alive, X-Mine,")])),
             Ok(vec!["keep-alive".into(), "x-mine".into()])
         );
+    }
+
+    #[test]
+    fn a_trace_id_keeps_nobodys_number() {
+        for (id, is_kept) in [
+            ("4bf92f3577b34da6a3ce929d0e0e4736", true),
+            ("01234501234abcdef0a0a0a0a0a0a001", true),
+            ("00000000000000000000006412345678", false),
+            ("a641234567800000000000000000000a", false),
+            ("f999941057058fffffffffffffffffff", false),
+            ("12999941057058345fffffffffffffff", false),
+        ] {
+            let value = HeaderValue::try_from(format!("00-{id}-00f067aa0ba902b7-01")).expect("a value");
+            let trace = Trace::continued(&HeaderMap::from_iter([(TRACEPARENT, value)]), &[7; 24]);
+            assert_eq!((trace.id(), trace.kept_id()), (id, Some(id).filter(|_| is_kept)));
+        }
     }
 
     #[test]

@@ -363,7 +363,7 @@ impl Record {
             v: event::VERSION,
             time: self.now,
             id: self.decision,
-            trace: Some(self.trace.id().into()),
+            trace: self.trace.kept_id().map(Into::into),
             generation: snapshot.generation,
             credential: self.peer.fingerprint().into(),
             source: self.peer.source,

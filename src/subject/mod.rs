@@ -222,6 +222,17 @@ pub fn mentions_subject(text: &str) -> bool {
     grouped || words.any(resembles_subject)
 }
 
+/// Whether a mobile or an Aadhaar number begins anywhere in `text`, also within a longer run of digits. Random text does so
+/// now and then: for what can be left out.
+pub fn may_hold_number(text: &str) -> bool {
+    let runs = text.as_bytes().split(|byte| !byte.is_ascii_digit());
+    let is = |kind, window| std::str::from_utf8(window).is_ok_and(|window| Subject::parse(kind, window).is_ok());
+    runs.into_iter().any(|run| {
+        run.windows(10).any(|window| is(Kind::Mobile, window))
+            || run.windows(12).any(|window| is(Kind::Aadhaar, window))
+    })
+}
+
 fn holds_number(text: &str) -> bool {
     let words =
         text.split(|c: char| !c.is_alphanumeric()).filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));

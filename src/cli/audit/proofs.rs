@@ -220,7 +220,7 @@ impl Side {
             (false, Ok(size)) => {
                 let there = log.size()?;
                 if size > there {
-                    return Err(Failure::Senseless(format!("this log has {there} entries, fewer than {size}")));
+                    return Err(Failure::file(path, format!("this log has only {there} entries")));
                 }
                 let root = tree::root_at(size, |level, index| log.hash(level, index)).map_err(faulty)?;
                 let origin = log.checkpoint()?.map_or_else(|| "unsigned".to_owned(), |(newest, _)| newest.origin);

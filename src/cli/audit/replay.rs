@@ -23,6 +23,9 @@ pub struct Replay {
     json: bool,
 }
 
+/// Requests that were decided under a generation before the entry of its reload was written.
+const EARLY_MAX: usize = 10_000;
+
 /// So many differences are shown one by one.
 const SHOWN_MAX: usize = 20;
 
@@ -33,28 +36,54 @@ pub fn run(arguments: Replay) -> Answer {
     let digest = config::digest(directory, &config.files);
     let mut log = arguments.place.open()?;
     let mut credentials: HashMap<String, Credential> = HashMap::new();
-    let (mut served, mut same, mut others, mut differences) = (false, 0usize, 0usize, Vec::new());
+    let mut generations: HashMap<u64, bool> = HashMap::new();
+    let mut early: Vec<(u64, Vec<u8>)> = Vec::new();
+    let (mut same, mut others, mut differences) = (0usize, 0usize, Vec::new());
+    let judge = |is_served: bool, request: &Request, credentials: &HashMap<String, Credential>| {
+        is_served.then(|| difference(&config.policy, request, credentials))
+    };
+    let mut settle = |index, judged: Option<Option<String>>| match judged {
+        None => others += 1,
+        Some(None) => same += 1,
+        Some(Some(what)) => differences.push((index, what)),
+    };
     log.each::<Failure>(0..u64::MAX, |index, json| {
         // `verify` says what cannot be read.
         let Ok(event) = Event::from_json(json) else { return Ok(()) };
         match event {
-            Event::Start(start) => served = start.digest == digest,
-            Event::Reload(reload) => served = reload.digest == digest,
+            Event::Start(start) => {
+                // Those of the run before, whose reload never got into the log.
+                early.drain(..).for_each(|(index, _)| settle(index, None));
+                generations = HashMap::from([(start.generation, start.digest == digest)]);
+            }
+            Event::Reload(reload) => {
+                let is_served = reload.digest == digest;
+                generations.insert(reload.generation, is_served);
+                for (index, json) in std::mem::take(&mut early) {
+                    match Event::from_json(&json) {
+                        Ok(Event::Disclosure(request) | Event::Denied(request))
+                            if request.generation == reload.generation =>
+                        {
+                            settle(index, judge(is_served, &request, &credentials));
+                        }
+                        _ => early.push((index, json)),
+                    }
+                }
+            }
             Event::Credential(entry) => {
                 let credential = replay::credential(&entry);
                 credentials.extend(credential.map(|credential| (entry.fingerprint.into_owned(), credential)));
             }
-            Event::Disclosure(_) | Event::Denied(_) if !served => others += 1,
-            Event::Disclosure(request) | Event::Denied(request) => {
-                match difference(&config.policy, &request, &credentials) {
-                    None => same += 1,
-                    Some(what) => differences.push((index, what)),
-                }
-            }
+            Event::Disclosure(request) | Event::Denied(request) => match generations.get(&request.generation) {
+                Some(is_served) => settle(index, judge(*is_served, &request, &credentials)),
+                None if early.len() < EARLY_MAX => early.push((index, json.to_vec())),
+                None => settle(index, None),
+            },
             _ => {}
         }
         Ok(())
     })?;
+    others += early.len();
     let mut out = stdout();
     if arguments.json {
         let shown: Vec<_> = differences.iter().map(|(index, what)| json!({ "index": index, "what": what })).collect();

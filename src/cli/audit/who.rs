@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::{NO, YES, counted};
 use super::{Answer, Failure, Period, Place, stdout};
-use crate::audit::event::{Closed, EndedBy, Event, Request, Verdict};
+use crate::audit::event::{Closed, EndedBy, Event, Request, Step, Verdict};
 use crate::audit::index::{Glance, Key};
 use crate::audit::layout::SEGMENT;
 use crate::audit::note::Checkpoint;
@@ -115,6 +115,9 @@ fn keys(place: &Place) -> Result<EpochKeys, Failure> {
     Ok(keys)
 }
 
+/// So far a request's deadline is at the most, whatever the load.
+const MISS_SEGMENTS: u64 = 4;
+
 /// One time that somebody asked.
 struct Lookup {
     index: u64,
@@ -125,12 +128,16 @@ struct Lookup {
 
 impl Lookup {
     fn of(log: &mut Log, index: u64, entry: Vec<u8>) -> Result<Lookup, Failure> {
-        let disclosed = matches!(Event::from_json(&entry), Ok(Event::Disclosure(_)));
-        let id = Glance::of(&entry).ok().and_then(|glance| glance.id);
-        let Some(id) = id.filter(|_| disclosed) else { return Ok(Lookup { index, entry, closed: None }) };
+        let request = match Event::from_json(&entry) {
+            Ok(Event::Disclosure(request)) => Some((request.id, request.reason.is_some())),
+            _ => None,
+        };
+        let Some((id, is_miss)) = request else { return Ok(Lookup { index, entry, closed: None }) };
         let mut closed = None;
-        // It comes after the disclosure, almost always soon.
-        for segment in index / SEGMENT..log.size()?.div_ceil(SEGMENT) {
+        // It comes after the disclosure, almost always soon. A miss has none, unless its record came too late.
+        let segments = log.size()?.div_ceil(SEGMENT);
+        let until = if is_miss { segments.min(index / SEGMENT + MISS_SEGMENTS) } else { segments };
+        for segment in index / SEGMENT..until {
             let found = log.find_in(Key::Decision(id), segment)?;
             closed = found.into_iter().find(|(_, entry)| matches!(Event::from_json(entry), Ok(Event::Closed(_))));
             if closed.is_some() {
@@ -145,6 +152,12 @@ impl Lookup {
             Ok(Event::Closed(closed)) => Some(closed),
             _ => None,
         }
+    }
+
+    /// Whether something was told to the partner, or may have been.
+    fn was_answered(&self) -> bool {
+        let disclosed = self.request().is_some_and(|(disclosed, _)| disclosed);
+        disclosed && self.closed().is_none_or(|closed| closed.step == Step::Answer)
     }
 
     fn request(&self) -> Option<(bool, Box<Request<'_>>)> {
@@ -178,8 +191,8 @@ fn say(out: &mut impl Write, lookups: &[Lookup], actors: &[Mark]) -> io::Result<
         writeln!(out, "    actor {actor}; consent {}", or_none(&request.consent))?;
         writeln!(out, "    decision {}, entry {}, from {}", request.id, lookup.index, request.source)?;
     }
-    let disclosed = lookups.iter().filter(|lookup| lookup.request().is_some_and(|(disclosed, _)| disclosed)).count();
-    writeln!(out, "{}, of which {disclosed} were answered", counted(lookups.len(), "lookup"))
+    let answered = lookups.iter().filter(|lookup| lookup.was_answered()).count();
+    writeln!(out, "{}, of which {answered} were answered", counted(lookups.len(), "lookup"))
 }
 
 fn became(disclosed: bool, request: &Request, closed: Option<&Closed>) -> String {
@@ -189,6 +202,11 @@ fn became(disclosed: bool, request: &Request, closed: Option<&Closed>) -> String
             Verdict::Failed => format!("not answered: {reason}"),
             _ => format!("refused: {reason}"),
         };
+    }
+    if let Some(Closed { by, step, .. }) = closed
+        && *step != Step::Answer
+    {
+        return format!("not answered: ended by {} before there was an answer", who_ended(*by));
     }
     let people = request.backend.and_then(|backend| backend.people);
     let people = match (people, request.reason) {
@@ -343,4 +361,36 @@ fn as_json(lookups: &[Lookup], covered: &Covered, actors: &[Mark], kind: Kind) -
         "size": covered.size,
         "checkpoint": covered.checkpoint.as_ref().map(|checkpoint| json!({ "origin": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root.to_string() })),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MISS: &[u8] = br#"{"event":"disclosure","v":1,"time":"2026-03-01T09:00:00Z","id":"019ca8fd-4bfc-7000-80cd-1067dfbaa486","generation":1,"credential":"","source":"127.0.0.1","partner":"icmr","standing":"open","route":"r","verdict":"allow","reason":"no-match","backend":{"status":404,"people":0},"latency":{"total_us":1,"upload_us":1}}"#;
+
+    fn lookup(step: Option<&str>) -> Lookup {
+        let closed = |step| {
+            let text = format!(
+                r#"{{"event":"closed","v":1,"time":"2026-03-01T09:00:05Z","id":"019ca8fd-4bfc-7000-80cd-1067dfbaa486","partner":"icmr","by":"gateway","step":"{step}","bytes":0,"total_us":1}}"#
+            );
+            (1, text.into_bytes())
+        };
+        Lookup { index: 0, entry: MISS.to_vec(), closed: step.map(closed) }
+    }
+
+    #[test]
+    fn what_was_withheld_after_its_record_does_not_count_as_answered() {
+        for (step, answered, words) in [
+            (None, true, "disclosed: 0 people"),
+            (Some("answer"), true, "disclosed: 0 people"),
+            (Some("record"), false, "not answered: ended by the gateway before there was an answer"),
+        ] {
+            let lookup = lookup(step);
+            assert_eq!(lookup.was_answered(), answered, "{step:?}");
+            let (disclosed, request) = lookup.request().expect("a request");
+            let text = became(disclosed, &request, lookup.closed().as_ref());
+            assert!(text.starts_with(words), "{text}");
+        }
+    }
 }
