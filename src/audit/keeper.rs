@@ -320,6 +320,13 @@ impl<'g> Publishing<'g> {
         if segments.is_empty() {
             return Ok(());
         }
+        if !self.gateway.clock_status.load().synchronised {
+            // A clock that was set ahead by mistake would have evidence removed for good.
+            tracing::warn!(
+                "entries of the audit are older than audit.retain, and stay: nobody says that the clock is right"
+            );
+            return Ok(());
+        }
         let Range { start, end } = segments;
         let (from, until) = (start * layout::SEGMENT, end * layout::SEGMENT);
         let pruned = event::Pruned { v: VERSION, time: now, from, until, before };

@@ -131,6 +131,10 @@ impl Lost {
 }
 
 impl Waiting {
+    fn disk_hangs(&self) -> bool {
+        self.writing_since.is_some_and(|since| since.elapsed() > WRITE_TIMEOUT)
+    }
+
     /// Who handed the entry in is told that it was not taken.
     fn refuse(&mut self, class: Class, cause: &'static str, now: Timestamp) {
         self.lost.count(class, false, cause, now);
@@ -199,6 +203,7 @@ impl Queue {
             _ if entry.json.len() > ENTRY_BYTES_MAX => Some("an entry was too long"),
             State::Broken => Some("the log cannot be written"),
             State::Closed => Some("the gateway stops"),
+            State::Open if entry.class == Class::Disclosure && waiting.disk_hangs() => Some("the disk does not answer"),
             State::Open if waiting.bytes + size > room => Some("the queue is full"),
             State::Open if entry.class == Class::Denied && self.disk_short.load(Ordering::Relaxed) => Some(DISK_SHORT),
             State::Open => None,
@@ -230,8 +235,7 @@ impl Queue {
     /// Whether no lookup can be answered now, for want of a record: the disk refuses it, or does not come back.
     pub fn is_broken(&self) -> bool {
         let waiting = self.lock();
-        let hangs = waiting.writing_since.is_some_and(|since| since.elapsed() > WRITE_TIMEOUT);
-        waiting.state == State::Broken || hangs
+        waiting.state == State::Broken || waiting.disk_hangs()
     }
 
     fn is_closed(&self) -> bool {

@@ -62,6 +62,18 @@ pub fn thaw(Thaw { partner, target }: Thaw) -> u8 {
 }
 
 pub fn tell(target: &Target, command: &Command) -> u8 {
+    tell_for(target, command, Reader::Person)
+}
+
+/// Who reads the answer.
+#[derive(Clone, Copy)]
+pub enum Reader {
+    Person,
+    /// A line of JSON on standard output, whatever came of it.
+    Program,
+}
+
+pub fn tell_for(target: &Target, command: &Command, reader: Reader) -> u8 {
     // Only the one key that is needed: a reload of a broken configuration has to reach the gateway to be refused.
     let directory = match &target.data {
         Some(directory) => directory.clone(),
@@ -84,6 +96,10 @@ pub fn tell(target: &Target, command: &Command) -> u8 {
         Outcome::Refused => REFUSED,
         Outcome::Failed => FAILED,
     };
+    if let Reader::Program = reader {
+        println!("{}", serde_json::json!({ "outcome": answer.outcome, "lines": answer.lines }));
+        return code;
+    }
     for line in &answer.lines {
         if code == YES { println!("{line}") } else { eprintln!("{line}") }
     }

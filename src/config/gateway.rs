@@ -118,7 +118,10 @@ const RETAIN_MIN: Duration = Duration::from_secs(180 * 86_400);
 
 fn audit(table: &Reader, directory: &Path) -> Option<Audit> {
     let default = default_audit();
-    let path = table.want("directory", |text| Ok(directory.join(text)));
+    let path = table.want("directory", |text| match text {
+        "" => Err("it is a directory such as \"/var/lib/dwarpal-audit\"".to_owned()),
+        _ => Ok(directory.join(text)),
+    });
     let origin = table.want("origin", |text| {
         let fits = (1..=200).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'+' && byte != b'"');

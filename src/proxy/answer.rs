@@ -151,6 +151,12 @@ impl Body {
             Slot::Whole { held: Some(held), .. } | Slot::Streamed { held, .. } => {
                 held.closing = Some(Box::new(closing))
             }
+            // A miss: nothing of the backend's is kept for it.
+            Slot::Whole { held, .. } => {
+                let mut own = Held::new(Hold::default(), closing.gateway.clone(), "".into());
+                own.closing = Some(Box::new(closing));
+                *held = Some(own);
+            }
             _ => closing.by = EndedBy::Complete,
         }
     }

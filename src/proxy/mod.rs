@@ -57,7 +57,11 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
             // What a refused request used up is kept too; it is refused in any case.
             let _ = peer.keep();
             record.refused(&snapshot, &denial);
-            answer::refuse(&denial, record.decision, peer.closes_after(denial.reason, &body), body)
+            let mut response = answer::refuse(&denial, record.decision, peer.closes_after(denial.reason, &body), body);
+            if denial.reason == Reason::NoMatch {
+                record.closes(&mut response, false);
+            }
+            response
         }
     };
     answer::sign(response.headers_mut(), record.decision);

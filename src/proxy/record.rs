@@ -335,10 +335,7 @@ impl Record {
         match (kept, outcome) {
             (Ok(()), Ok(mut response)) => {
                 self.step = Step::Answer;
-                let (gateway, partner) =
-                    (self.peer.gateway().clone(), self.partner.as_ref().map(|(_, name)| name.clone()));
-                let digest = self.facts.key.as_ref().filter(|_| answer.is_none()).map(|key| key.digester());
-                response.body_mut().close_with(Closing::new(gateway, self.decision, partner, self.begun, digest));
+                self.closes(&mut response, answer.is_some());
                 Ok(response)
             }
             (Ok(()), refused) => refused,
@@ -349,6 +346,13 @@ impl Record {
                 Err(Denial::after(&trail, self.found(Step::Record, Reason::AuditUnavailable)))
             }
         }
+    }
+
+    /// Has the audit told of the end of an answer, of which it has the digest already or not.
+    pub fn closes(&self, response: &mut Response<Body>, digested: bool) {
+        let (gateway, partner) = (self.peer.gateway().clone(), self.partner.as_ref().map(|(_, name)| name.clone()));
+        let digest = self.facts.key.as_ref().filter(|_| !digested).map(|key| key.digester());
+        response.body_mut().close_with(Closing::new(gateway, self.decision, partner, self.begun, digest));
     }
 
     fn event<'r>(

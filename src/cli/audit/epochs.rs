@@ -2,7 +2,8 @@
 
 use clap::{Args, Subcommand};
 
-use super::super::control::{Target, tell};
+use super::super::control::{Target, tell, tell_for};
+use super::reader;
 use crate::admin::Command;
 
 #[derive(Subcommand)]
@@ -29,6 +30,9 @@ pub struct Rotate {
     /// Why, for the audit
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -40,6 +44,9 @@ pub struct Destroy {
     /// Why, for the audit
     #[arg(long, value_name = "TEXT")]
     reason: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -47,7 +54,11 @@ pub struct Destroy {
 pub fn run(command: Epochs) -> u8 {
     match command {
         Epochs::List(List { json, target }) => tell(&target, &Command::Epochs { json }),
-        Epochs::Rotate(Rotate { reason, target }) => tell(&target, &Command::RotateEpochs { reason }),
-        Epochs::Destroy(Destroy { number, reason, target }) => tell(&target, &Command::DestroyEpoch { number, reason }),
+        Epochs::Rotate(Rotate { reason, json, target }) => {
+            tell_for(&target, &Command::RotateEpochs { reason }, reader(json))
+        }
+        Epochs::Destroy(Destroy { number, reason, json, target }) => {
+            tell_for(&target, &Command::DestroyEpoch { number, reason }, reader(json))
+        }
     }
 }

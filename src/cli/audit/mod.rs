@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::control::{Target, tell};
+use super::control::{Reader, Target, tell_for};
 use super::{FAILED, REFUSED, SENSELESS, YES, complain};
 use crate::admin::Command;
 use crate::audit::note::Vkey;
@@ -47,10 +47,23 @@ pub enum Audit {
     /// Decides every recorded request again, and compares
     Replay(replay::Replay),
     /// Has the running gateway sign its log as it is now
-    Checkpoint(Target),
+    Checkpoint(Sign),
     /// The keys that people are hidden under
     #[command(subcommand)]
     Epochs(epochs::Epochs),
+}
+
+#[derive(Args)]
+pub struct Sign {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+fn reader(json: bool) -> Reader {
+    if json { Reader::Program } else { Reader::Person }
 }
 
 pub fn run(command: Audit) -> u8 {
@@ -65,7 +78,7 @@ pub fn run(command: Audit) -> u8 {
         Audit::Export(arguments) => export::run(arguments),
         Audit::Index(arguments) => check::index(arguments),
         Audit::Replay(arguments) => replay::run(arguments),
-        Audit::Checkpoint(target) => Ok(tell(&target, &Command::Checkpoint)),
+        Audit::Checkpoint(Sign { json, target }) => Ok(tell_for(&target, &Command::Checkpoint, reader(json))),
         Audit::Epochs(command) => Ok(epochs::run(command)),
     };
     done.unwrap_or_else(|failure| failure.say())
