@@ -786,7 +786,9 @@ fn a_step_of_the_clock_hurts_nothing() {
     let stepped = |line: &serde_json::Value, how: &str| line["message"].as_str().is_some_and(|text| text.contains(how));
     let line = world.process().logged(|line| stepped(line, "went forward"));
     assert!((7_190..=7_200).contains(&line["seconds"].as_u64().expect("seconds")), "{line}");
-    assert_eq!(guest.ask(REST).problem(), "network-not-allowed");
+    // Refused, or cut already at the tick of a second at which its connection finds the same.
+    let _ = guest.try_send(REST);
+    assert!(!guest.arrives() || guest.answer(false).problem() == "network-not-allowed");
     assert!((day - 7_260..=day - 7_200).contains(&wait(&world)));
     assert_eq!(idle.ask(REST).status, 200, "an idle connection is not old by a date");
     assert_eq!(world.metric("dwarpal_clock_ahead_seconds"), 0.0);
