@@ -70,7 +70,7 @@ pub struct Queue {
 struct Waiting {
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// How many wait for the disk, and how many did for the batch before: as many are likely to come again, and share it.
+    /// How many wait for the disk, and how many did for the batch before: they are likely to come again, and may share a flush.
     hurry: usize,
     hurried: usize,
     /// Since when the writer has been at work on what it took.
@@ -131,6 +131,12 @@ impl Lost {
 }
 
 impl Waiting {
+    /// How many are worth waiting for. One who came alone is likely to be alone again; of several there may be more, since
+    /// those who came during the last flush are waiting already.
+    fn expected(&self) -> usize {
+        if self.hurried > 1 { 2 * self.hurried } else { 1 }
+    }
+
     fn disk_hangs(&self) -> bool {
         self.writing_since.is_some_and(|since| since.elapsed() > WRITE_TIMEOUT)
     }
@@ -216,7 +222,7 @@ impl Queue {
         waiting.hurry += usize::from(hurries);
         // The writer sleeps until there is anything, then until somebody waits, and then for those who are expected.
         let wakes = waiting.entries.is_empty()
-            || hurries && (waiting.hurry == 1 || waiting.hurry == waiting.hurried)
+            || hurries && (waiting.hurry == 1 || waiting.hurry == waiting.expected())
             || waiting.bytes < BATCH_BYTES && waiting.bytes + size >= BATCH_BYTES;
         waiting.bytes += size;
         waiting.entries.push_back(entry);
@@ -303,7 +309,7 @@ impl Queue {
         while !waiting.entries.is_empty() && waiting.bytes < BATCH_BYTES && waiting.state == State::Open {
             let patience = match waiting.hurry {
                 0 => interval,
-                few if few < waiting.hurried => GATHER,
+                few if few < waiting.expected() => GATHER,
                 _ => break,
             };
             let Some(left) = patience.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else { break };
