@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use dwarpal::audit::event::{Event, Request};
-use dwarpal::audit::journal::{Damage, Follower, Journal};
+use dwarpal::audit::journal::Journal;
+use dwarpal::audit::read::{Fault, Log};
 use dwarpal::audit::replay;
 use dwarpal::config;
 use dwarpal::config::settings::Overrides;
@@ -18,11 +19,13 @@ use dwarpal::policy::identify::Credential;
 
 /// The entries of a log that nobody writes to any more, in order.
 pub fn entries(audit: &Path) -> Vec<Vec<u8>> {
-    let (journal, _) = Journal::open(audit, 0).expect("the log can be opened");
+    Journal::open(audit, 0).expect("the log can be opened");
     let mut entries = Vec::new();
-    let read = Follower::new(audit, 0).read::<Damage>(journal.size(), |entry| {
-        entries.push(entry.to_vec());
-        Ok(())
+    let read = Log::open(audit).and_then(|mut log| {
+        log.each::<Fault>(0..u64::MAX, |_, entry| {
+            entries.push(entry.to_vec());
+            Ok(())
+        })
     });
     read.expect("the log can be read");
     entries
