@@ -414,7 +414,7 @@ pub(super) fn is_followed_by_a_batch(bytes: &[u8], end: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::LazyLock;
 
     use proptest::prelude::*;
@@ -424,7 +424,7 @@ mod tests {
     use super::*;
 
     /// Copies a log's directory, as a crash at this moment would leave it.
-    fn copy(from: &Path) -> TempDir {
+    pub fn copy(from: &Path) -> TempDir {
         fn below(from: &Path, to: &Path) {
             fs::create_dir_all(to).expect("a directory");
             for entry in fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {

@@ -611,6 +611,7 @@ fn remove_partial(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::journal::tests::copy;
     use std::cell::RefCell;
     use std::collections::HashMap;
     use std::sync::LazyLock;
@@ -648,22 +649,6 @@ mod tests {
 
     fn open(home: &Path) -> Result<(Journal, Publisher), Damage> {
         super::super::open(settings(home)).map(|(journal, _, publisher)| (journal, publisher))
-    }
-
-    fn copy(from: &Path) -> TempDir {
-        fn below(from: &Path, to: &Path) {
-            fs::create_dir_all(to).expect("a directory");
-            for entry in fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {
-                let to = to.join(entry.file_name());
-                match entry.path().is_dir() {
-                    true => below(&entry.path(), &to),
-                    false => drop(fs::copy(entry.path(), &to).expect("copied")),
-                }
-            }
-        }
-        let home = TempDir::new().expect("a directory");
-        below(from, home.path());
-        home
     }
 
     /// Everything that a log's directory holds.

@@ -788,7 +788,11 @@ fn a_step_of_the_clock_hurts_nothing() {
     assert!((7_190..=7_200).contains(&line["seconds"].as_u64().expect("seconds")), "{line}");
     // Refused, or cut already at the tick of a second at which its connection finds the same.
     let _ = guest.try_send(REST);
-    assert!(!guest.arrives() || guest.answer(false).problem() == "network-not-allowed");
+    if guest.arrives() {
+        assert_eq!(guest.answer(false).problem(), "network-not-allowed");
+    } else {
+        assert_eq!(world.metric("dwarpal_connections_cut_total{reason=\"network-withdrawn\"}"), 1.0);
+    }
     assert!((day - 7_260..=day - 7_200).contains(&wait(&world)));
     assert_eq!(idle.ask(REST).status, 200, "an idle connection is not old by a date");
     assert_eq!(world.metric("dwarpal_clock_ahead_seconds"), 0.0);
