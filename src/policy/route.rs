@@ -361,11 +361,12 @@ impl Router {
         let segments = || path.segments().filter(|segment| !segment.is_empty());
         let asked: Vec<String> = segments().map(read_leniently).collect();
         // Where an escaped `?` or `#` ends the path, or nothing is left of its last segments, it is shorter than the pattern
-        // that it matched, so that the pattern does not tell what it covers.
+        // that it matched, so that the pattern does not tell what it covers. A backend may do either or both.
         let ends = |segment: &str| segment.contains("%3F") || segment.contains("%23");
-        let shorter = &asked[..segments().position(ends).map_or(asked.len(), |end| end + 1)];
-        let shorter = &shorter[..shorter.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1)];
-        taken(beside, &asked) || shorter.len() < asked.len() && taken(lookups, shorter)
+        let cut = &asked[..segments().position(ends).map_or(asked.len(), |end| end + 1)];
+        let filled = |asked: &[String]| asked.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1);
+        let mut shorter = [cut, &asked[..filled(&asked)], &cut[..filled(cut)]].into_iter();
+        taken(beside, &asked) || shorter.any(|shorter| shorter.len() < asked.len() && taken(lookups, shorter))
     }
 
     /// The lookup routes that a pass route may cover; `check` says so.
@@ -543,6 +544,7 @@ mod tests {
             ("/v1/{y}/{x}/{z}", &mobile, "/v1/lookup/mobile/%20", false),
             ("/v1/{y}/{x}/{z}", &mobile, "/v1/lookup/mobile/%3Fa", false),
             ("/v1/people/{id}/notes", &person, "/v1/people/7%23/notes", false),
+            ("/v1/{x}/doses/{y}", &["/v1/lookup/doses"], "/v1/lookup%3Fa/doses/%20", false),
             ("/v1/{y}/{x}/{z}", &["/v1/people/{reference}/doses"], "/v1/people/7%3F/Doses", true),
         ] {
             assert_eq!(finds(pass, lookups, path), (false, covers), "{path} of {pass} beside {lookups:?}");

@@ -750,8 +750,13 @@ fn may_be_asked(pattern: &str, path: &str, deeper: bool) -> bool {
         let text = segment.split("%3F").next().unwrap_or_default().replace("%20", " ");
         text.trim_end_matches(['.', ' ']).to_lowercase()
     };
-    let path = path.split('/').map(lenient).collect::<Vec<_>>().join("/");
-    let (mut asked, mut wanted) = (path.trim_end_matches('/').split('/'), pattern.split('/').peekable());
+    let path = path.trim_end_matches('/').split('/').map(lenient).collect::<Vec<_>>().join("/");
+    // Of a blank last segment some backends make nothing, others a blank.
+    [path.as_str(), path.trim_end_matches('/')].iter().any(|path| names(pattern, path, deeper))
+}
+
+fn names(pattern: &str, path: &str, deeper: bool) -> bool {
+    let (mut asked, mut wanted) = (path.split('/'), pattern.split('/').peekable());
     while let Some(segment) = wanted.next() {
         let segment = segment.to_lowercase();
         match (&*segment, asked.next()) {
