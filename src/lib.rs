@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod detect;
 pub mod epochs;
 pub mod explain;
 pub mod gateway;

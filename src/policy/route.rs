@@ -364,7 +364,8 @@ impl Router {
         // that it matched, so that the pattern does not tell what it covers. A backend may do either or both.
         let ends = |segment: &str| segment.contains("%3F") || segment.contains("%23");
         let cut = &asked[..segments().position(ends).map_or(asked.len(), |end| end + 1)];
-        let filled = |asked: &[String]| asked.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1);
+        let filled =
+            |asked: &[String]| asked.iter().rposition(|segment| !segment.is_empty()).map_or(0, |last| last + 1);
         let mut shorter = [cut, &asked[..filled(&asked)], &cut[..filled(cut)]].into_iter();
         taken(beside, &asked) || shorter.any(|shorter| shorter.len() < asked.len() && taken(lookups, shorter))
     }
