@@ -140,7 +140,10 @@ fn decide(
                 let too_large = body.len() as u64 > declared.body_bytes_max;
                 if too_large { Err(Reason::BodyTooLarge) } else { Ok(()) }
             });
-            let read = readable.and_then(|()| lookup::read(declared, route, &asked, &EpochKey::ephemeral(), None));
+            let read = readable.and_then(|()| {
+                let read = lookup::read(declared, route, &asked, &EpochKey::ephemeral(), None);
+                read.map_err(|misread| misread.reason)
+            });
             admission.plan_lookup(read.as_ref().map(Lookup::facts).map_err(|reason| *reason))
         }
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
 use crate::admin;
 use crate::audit::clock_sync::ClockStatus;
@@ -15,6 +16,7 @@ use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
+use crate::detect::Alert;
 use crate::log::LogLimit;
 use crate::metrics::Metrics;
 use crate::net::observe;
@@ -174,6 +176,13 @@ impl Gateway {
 
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Tells operators of something.
+    pub fn raise(&self, alert: Alert, decision: Option<Uuid>) {
+        let Alert { partner, actor, detector, severity, why, .. } = alert;
+        let decision = decision.map(tracing::field::display);
+        tracing::warn!(%partner, actor, detector, ?severity, why = why.join("; "), decision, "alert");
     }
 
     /// Keeps what the ledger holds beyond this process; whoever asked must not go on after an error.

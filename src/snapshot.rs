@@ -20,10 +20,11 @@ use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, Settings, Tls};
 use crate::config::{self, Config};
 use crate::demo::pki::is_development_ca;
+use crate::detect::Profile;
 use crate::log::LogLimit;
 use crate::policy::networks::{NetworkId, Networks, Union};
 use crate::policy::route::Place;
-use crate::policy::{PartnerId, Policy};
+use crate::policy::{Partner, PartnerId, Policy};
 use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer, sha256};
 use crate::proxy::upstream::Upstream;
 use crate::state::store::Ledger;
@@ -38,6 +39,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// State of each partner, in the policy's order.
     pub states: Vec<Arc<PartnerState>>,
+    /// What detectors may know of each partner's contract.
+    profiles: Vec<Arc<Profile>>,
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
     request_lines: Vec<LogLimit>,
     last_match: Vec<Matches>,
@@ -93,6 +96,10 @@ impl Matches {
     }
 }
 
+fn profile(partner: &Partner) -> Profile {
+    Profile { name: partner.name.clone(), actors: partner.actor_required, ..Profile::default() }
+}
+
 /// A certificate that expires within this time, or a revocation list, is worth a warning.
 const CERTIFICATE_SOON: Duration = Duration::from_secs(30 * 86_400);
 const LIST_SOON: Duration = Duration::from_secs(86_400);
@@ -138,10 +145,11 @@ impl Snapshot {
         let policy = &read.policy;
         let states: Vec<_> = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
         let partners = policy.partners.iter().zip(&states);
+        let profiles = policy.partners.iter().map(|partner| Arc::new(profile(partner))).collect();
         let last_match = partners.map(|(partner, state)| Matches::of(&partner.networks, state)).collect();
         let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
         let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
-        Snapshot { read, trust, upstreams, states, request_lines, last_match, own, unnamed_hosts }
+        Snapshot { read, trust, upstreams, states, profiles, request_lines, last_match, own, unnamed_hosts }
     }
 
     /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
@@ -204,6 +212,10 @@ impl Snapshot {
 
     pub fn state(&self, partner: PartnerId) -> &Arc<PartnerState> {
         &self.states[usize::from(partner.0)]
+    }
+
+    pub fn profile(&self, partner: PartnerId) -> &Arc<Profile> {
+        &self.profiles[usize::from(partner.0)]
     }
 
     /// Notes that a network let a request in.

@@ -47,6 +47,19 @@ pub struct Lookup {
     pub target: String,
 }
 
+/// Why a lookup could not be read, and who is said to have asked.
+#[derive(Debug)]
+pub struct Misread {
+    pub reason: Reason,
+    pub actor: Option<Actor>,
+}
+
+impl From<Reason> for Misread {
+    fn from(reason: Reason) -> Misread {
+        Misread { reason, actor: None }
+    }
+}
+
 /// All that policy may know of a lookup: what can be recorded, so that its verdict can be found again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts<'a> {
@@ -128,12 +141,12 @@ pub fn read(
     asked: &Asked,
     key: &EpochKey,
     previous: Option<&EpochKey>,
-) -> Result<Lookup, Reason> {
+) -> Result<Lookup, Misread> {
     let mut parameters = read_query(&route.parameters, asked.query)?;
     let mut members = match &route.body {
         Some(shape) => Some((shape, shape.read(asked.body)?)),
         None if asked.body.is_empty() => None,
-        None => return Err(Reason::BodyNotExpected),
+        None => return Err(Reason::BodyNotExpected.into()),
     };
     let mut path = asked.path.as_str().to_owned();
 
@@ -163,7 +176,8 @@ pub fn read(
     let actor = route.actor.as_ref().map(&found).transpose()?.flatten();
     let actor = actor.map(|text| Actor::parse(&text).ok_or(Reason::ActorInvalid)).transpose()?;
 
-    let raw = raw.ok_or(Reason::IdentifierMissing)?;
+    let misread = |reason| Misread { reason, actor: actor.clone() };
+    let raw = raw.ok_or_else(|| misread(Reason::IdentifierMissing))?;
     // A second identifier in a declared member would reach the backend uncounted.
     let beside = |location: Location| location != route.subject;
     let stray = parameters
@@ -177,9 +191,9 @@ pub fn read(
             values.others(subject).any(|value| resembles_subject(&value.to_string()))
         });
     if stray {
-        return Err(Reason::IdentifierUndeclared);
+        return Err(misread(Reason::IdentifierUndeclared));
     }
-    let subject = Subject::parse(route.kind, &raw).map_err(refusal)?;
+    let subject = Subject::parse(route.kind, &raw).map_err(|invalid| misread(refusal(invalid)))?;
     match &route.subject {
         Location::Body(pointer) => {
             if let Some((shape, values)) = &mut members

@@ -414,6 +414,11 @@ impl<'p> Plan<'p> {
         self.shadow
     }
 
+    /// Why this is refused whatever is paid.
+    pub fn refusal(&self) -> Option<Reason> {
+        self.then.as_ref().err().copied()
+    }
+
     pub fn settle(mut self, receipt: Receipt) -> Result<Permit<'p>, Denial> {
         if let Receipt::Passed(shadow) = receipt {
             self.trail.would_refuse(shadow);

@@ -10,8 +10,7 @@ use super::upstream::body_fault;
 use crate::clock::Timestamp;
 use crate::gateway::Gateway;
 use crate::policy::head::Target;
-use crate::policy::lookup::{self, Asked, Lookup};
-use crate::policy::reason::Reason;
+use crate::policy::lookup::{self, Asked, Lookup, Misread};
 use crate::policy::route::{LookupRoute, Route};
 
 /// `bounds` are those of the connection; the route's cap replaces theirs.
@@ -26,7 +25,7 @@ pub async fn read(
     gateway: &Gateway,
     now: Timestamp,
     bounds: Bounds,
-) -> Result<Lookup, Reason> {
+) -> Result<Lookup, Misread> {
     let header = |name: &str| single(headers, name);
     lookup::body_readable(declared, body.is_expected(), &header)?;
     let body = match &declared.body {

@@ -136,12 +136,13 @@ async fn exchange(
             let read = lookup::read(declared, route, &intake.headers, body, &target, captures, gateway, now, bounds);
             let read = record.reading(read).await;
             record.looked_up(snapshot, declared.kind, &read);
+            let read = read.map_err(|misread| misread.reason);
             let facts = read.as_ref().map(Lookup::facts).map_err(|reason| record.found(Step::Lookup, *reason));
             let plan = admission.plan_lookup(facts);
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
         }
     };
-    let (receipt, _) = peer.charge(snapshot, record.partner_id(), plan.charges(), plan.shadow(), record.now);
+    let receipt = record.weigh(snapshot, &plan);
     record.paid(&receipt);
     let permit = plan.settle(receipt)?;
     record.permitted(snapshot, route, permit.trail());

@@ -17,17 +17,19 @@ use crate::audit::Audit;
 use crate::audit::event::{self, EndedBy, Event, Found, OWN_ROUTE, Step, UNKNOWN_PURPOSE, Verdict};
 use crate::audit::queue::{Class, Unavailable};
 use crate::clock::Timestamp;
+use crate::detect::{self, Interest};
 use crate::log::LogLimit;
 use crate::metrics::{Identifier, Metrics, Outcome};
 use crate::policy::admit::Standing;
 use crate::policy::charge::Receipt;
-use crate::policy::lookup::Lookup;
+use crate::policy::lookup::{Actor, Lookup, Misread};
 use crate::policy::reason::Reason;
 use crate::policy::route::{Durability, Route, RouteKind};
 use crate::policy::shadow::Shadow;
 use crate::policy::trail::Trail;
-use crate::policy::{Denial, PartnerId};
+use crate::policy::{Denial, PartnerId, Plan};
 use crate::snapshot::Snapshot;
+use crate::state::watched::Pending;
 use crate::subject::{EpochKey, Kind, Mark};
 
 /// One request under way. Dropped without an end, its partner went away: that is counted too.
@@ -46,6 +48,8 @@ pub struct Record {
     facts: Facts,
     /// What the backend answered.
     answered: Option<event::Backend>,
+    /// What the outcome of an allowed lookup is folded with.
+    pending: Pending,
     /// How far it has come.
     step: Step,
     /// What would have been refused, were nothing in shadow.
@@ -66,10 +70,25 @@ struct Facts {
     subject: Option<event::Subject<'static>>,
     found: Option<Found>,
     receipts: Vec<event::Receipt>,
+    /// What detectors are told of a lookup.
+    asked: Option<Question>,
     /// The key that the marks of the subject are made with, and the digest of its answer.
     key: Option<Arc<EpochKey>>,
     /// Of a lookup that was allowed: how it came to that, and when its answer may leave.
     permitted: Option<(Trail, Durability)>,
+}
+
+/// Who is asked for, and by whom, as evidence has it.
+struct Question {
+    subject: Result<detect::Subject, Reason>,
+    actor: Option<Named>,
+}
+
+/// An actor, in clear for as long as the request lasts.
+struct Named {
+    name: String,
+    mark: Mark,
+    previous: Option<Mark>,
 }
 
 impl Record {
@@ -97,10 +116,12 @@ impl Record {
                 subject: None,
                 found: None,
                 receipts: Vec::new(),
+                asked: None,
                 key: None,
                 permitted: None,
             },
             answered: None,
+            pending: Pending::default(),
             step: Step::Intake,
             shadow: Shadow::default(),
             upload: Duration::ZERO,
@@ -156,15 +177,21 @@ impl Record {
         read
     }
 
-    pub fn looked_up(&mut self, snapshot: &Snapshot, kind: Kind, read: &Result<Lookup, Reason>) {
+    pub fn looked_up(&mut self, snapshot: &Snapshot, kind: Kind, read: &Result<Lookup, Misread>) {
         self.kind = Some(kind);
-        if let Ok(lookup) = read {
-            self.remember(snapshot, lookup);
+        match read {
+            Ok(lookup) => self.remember(snapshot, lookup),
+            Err(Misread { reason, actor }) if reason.row().public == "identifier-invalid" => {
+                let actor = actor.as_ref().map(|actor| self.named(actor));
+                self.facts.actor = actor.as_ref().map(|actor| actor.mark);
+                self.facts.asked = Some(Question { subject: Err(*reason), actor });
+            }
+            Err(_) => {}
         }
         let result = match read {
             Ok(lookup) if lookup.subject.allocated() == Some(false) => Identifier::Unallocated,
             Ok(_) => Identifier::Valid,
-            Err(reason) if reason.row().public == "identifier-invalid" => Identifier::Refused(*reason),
+            Err(Misread { reason, .. }) if reason.row().public == "identifier-invalid" => Identifier::Refused(*reason),
             Err(_) => return,
         };
         self.metrics().identifier(self.partner_name(), kind.as_str(), result);
@@ -178,7 +205,11 @@ impl Record {
         let previous = lookup.previous.zip(before).map(|(token, before)| (token, before.id()));
         let features = key.features(&lookup.subject);
         self.facts.subject = Some(event::Subject::of(lookup, &features, key.id(), previous).into_owned());
-        self.facts.actor = lookup.actor.as_ref().map(|actor| key.actor(actor.as_str()));
+        let person = lookup.facts().person;
+        let subject = detect::Subject { person, features, interest: Interest::None };
+        let actor = lookup.actor.as_ref().map(|actor| self.named(actor));
+        self.facts.actor = actor.as_ref().map(|actor| actor.mark);
+        self.facts.asked = Some(Question { subject: Ok(subject), actor });
         // A purpose is a text of the partner's until the configuration knows it.
         let known = |asked: &String| {
             let purposes = self.partner_id().into_iter().flat_map(|id| &snapshot.policy.partner(id).grants);
@@ -187,6 +218,41 @@ impl Record {
         let purpose = lookup.purpose.as_ref().map(|asked| known(asked).unwrap_or_else(|| UNKNOWN_PURPOSE.into()));
         self.facts.purpose = purpose;
         self.facts.key = Some(key.clone());
+    }
+
+    fn named(&self, actor: &Actor) -> Named {
+        let keys = self.peer.gateway().epochs();
+        let (name, mark) = (actor.as_str().to_owned(), keys.current().actor(actor.as_str()));
+        Named { mark, previous: keys.previous(self.now).map(|key| key.actor(&name)), name }
+    }
+
+    /// Charges the person and folds the asked half of the evidence, as one step. A lookup that is refused whatever it pays is
+    /// evidence only where its identifier is why.
+    pub fn weigh(&mut self, snapshot: &Snapshot, plan: &Plan) -> Receipt {
+        let (peer, now, id) = (self.peer.clone(), self.now, self.partner_id());
+        let pay = || peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0;
+        let question = self.facts.asked.take();
+        let (Some(question), Some(partner), Some(kind)) = (question, id, self.kind) else { return pay() };
+        if plan.refusal().is_some_and(|refusal| question.subject.as_ref().err() != Some(&refusal)) {
+            return pay();
+        }
+        let Question { subject, actor } = question;
+        let actor = actor.as_ref().map(|Named { name, mark, previous }| detect::Actor {
+            mark: *mark,
+            previous: *previous,
+            name,
+        });
+        let asked = detect::Asked { now, kind, subject, actor, source: peer.source, consent: false };
+        let (receipt, pending, alerts) = snapshot.state(partner).ask(snapshot.profile(partner), &asked, pay);
+        self.pending = pending;
+        self.raise(alerts);
+        receipt
+    }
+
+    fn raise(&self, alerts: Vec<detect::Alert>) {
+        for alert in alerts {
+            self.peer.gateway().raise(alert, Some(self.decision));
+        }
     }
 
     /// What the backend answered.
@@ -198,6 +264,15 @@ impl Record {
     /// The backend was asked and answered.
     pub fn backend(&mut self, outcome: Option<Outcome>, time: Duration) {
         self.backend = Some(time);
+        if let Some(outcome) = outcome {
+            let outcome = match outcome {
+                Outcome::Hit { people: 0 } | Outcome::Miss => detect::Outcome::NotFound,
+                Outcome::Hit { people } => detect::Outcome::Found { people },
+                Outcome::Error => detect::Outcome::Unavailable,
+            };
+            let alerts = self.pending.answered(outcome, self.peer.gateway().clock.now());
+            self.raise(alerts);
+        }
         if let (Some(outcome), Some(kind)) = (outcome, self.kind) {
             self.metrics().answer(self.partner_name(), kind.as_str(), outcome);
         }

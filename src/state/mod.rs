@@ -5,6 +5,7 @@ pub mod backends;
 pub mod freeze;
 mod rates;
 pub mod store;
+pub mod watched;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::clock::Timestamp;
+use crate::detect::Watch;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt, SubjectKey};
 use crate::policy::reason::Reason;
@@ -48,6 +50,8 @@ pub struct PartnerState {
     /// Generation of the configuration that took something from this partner last; 0 for none.
     narrowed: AtomicU64,
     used: Mutex<Used>,
+    /// Taken before `used`, never after it.
+    watch: Mutex<Watch>,
 }
 
 #[derive(Debug, Default)]
@@ -172,8 +176,8 @@ impl State {
         let mut partners = self.partners.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let frozen = AtomicBool::new(self.freezes().of(name).is_some());
-            let (name, used) = (name.clone(), Mutex::default());
-            Arc::new(PartnerState { name, frozen, narrowed: AtomicU64::new(0), used })
+            let (name, used, watch) = (name.clone(), Mutex::default(), Mutex::default());
+            Arc::new(PartnerState { name, frozen, narrowed: AtomicU64::new(0), used, watch })
         };
         partners.entry(name.clone()).or_insert_with(new).clone()
     }

@@ -708,7 +708,8 @@ fn steps(
             let (path, query, body) = (&target.path, target.query, body.as_bytes());
             let asked = Asked { path, captures: &captures, query, header: &header, body };
             let readable = lookup::body_readable(declared, !body.is_empty(), &header);
-            let read = readable.and_then(|()| lookup::read(declared, route, &asked, key, None));
+            let read = readable
+                .and_then(|()| lookup::read(declared, route, &asked, key, None).map_err(|misread| misread.reason));
             let plan = admission.plan_lookup(read.as_ref().map(Lookup::facts).map_err(|reason| *reason));
             outcome.lookup = read.ok();
             plan
