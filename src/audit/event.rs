@@ -51,6 +51,9 @@ pub enum Event<'a> {
     Freeze(Freeze<'a>),
     #[serde(borrow)]
     Epoch(Epoch<'a>),
+    /// What operators were told of a partner or an actor.
+    #[serde(borrow)]
+    Alert(Alert<'a>),
     #[serde(borrow)]
     Start(Start<'a>),
     Stop(Stop),
@@ -390,6 +393,43 @@ pub struct Epoch<'a> {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert<'a> {
+    pub v: u8,
+    pub time: Timestamp,
+    /// The decision that it came with.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id: Option<Uuid>,
+    /// `raised`, `escalated`, `repeated` or `resolved`.
+    #[serde(borrow)]
+    pub change: Cow<'a, str>,
+    #[serde(borrow)]
+    pub partner: Cow<'a, str>,
+    /// Keyed mark of the end user as asserted by the partner.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub actor: Option<Mark>,
+    #[serde(borrow)]
+    pub detector: Cow<'a, str>,
+    #[serde(borrow)]
+    pub severity: Cow<'a, str>,
+    /// The top reasons with their numbers.
+    #[serde(borrow, default)]
+    pub why: Vec<Cow<'a, str>>,
+    /// Where on the ladder it was moved from and to, and until when.
+    #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
+    pub to: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub until: Option<Timestamp>,
+    /// People disclosed since it began.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exposed: Option<u32>,
+    /// How often detectors said so since `first`.
+    pub count: u64,
+    pub first: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start<'a> {
     pub v: u8,
     pub time: Timestamp,
@@ -493,6 +533,7 @@ impl<'a> Event<'a> {
             Event::Command(command) => command.time,
             Event::Freeze(freeze) => freeze.time,
             Event::Epoch(epoch) => epoch.time,
+            Event::Alert(alert) => alert.time,
             Event::Start(start) => start.time,
             Event::Stop(stop) => stop.time,
             Event::Gap(gap) => gap.time,
@@ -507,6 +548,7 @@ impl<'a> Event<'a> {
         match self {
             Event::Disclosure(request) | Event::Denied(request) => Some(request.id),
             Event::Closed(closed) => Some(closed.id),
+            Event::Alert(alert) => alert.id,
             _ => None,
         }
     }
@@ -526,6 +568,7 @@ impl<'a> Event<'a> {
             Event::Disclosure(request) | Event::Denied(request) => request.partner.as_deref(),
             Event::Closed(closed) => closed.partner.as_deref(),
             Event::Freeze(freeze) => Some(&freeze.partner),
+            Event::Alert(alert) => Some(&alert.partner),
             _ => None,
         }
     }

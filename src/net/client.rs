@@ -57,7 +57,8 @@ fn trust(ca: &Path) -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-fn roots(ca: &Path) -> Result<rustls::RootCertStore, String> {
+/// The CAs of a file, of which there has to be one.
+pub fn roots(ca: &Path) -> Result<rustls::RootCertStore, String> {
     let mut roots = rustls::RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(ca).map_err(named(ca))? {
         roots.add(root.map_err(named(ca))?).map_err(|error| format!("{}: {error}", ca.display()))?;
