@@ -1,7 +1,7 @@
 //! Who still has to be told, and when is it tried again?
 //!
 //! A webhook gets each message once, in order: one that is not taken waits, with the others behind it, and is tried again
-//! later and later. An Alertmanager gets the whole list when it changes and every minute, so nothing waits for it.
+//! later and later. An Alertmanager gets the whole list when it changes and now and then, so nothing waits for it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -53,6 +53,7 @@ impl Sent {
 pub struct Deliveries {
     receivers: Vec<Receiver>,
     queue_max: usize,
+    resend: Duration,
     under_way: JoinSet<(Arc<str>, Sent)>,
 }
 
@@ -60,18 +61,17 @@ struct Receiver {
     settings: settings::Receiver,
     /// A webhook's; the first one is tried.
     pending: VecDeque<Post>,
-    /// An Alertmanager's: the list is not what it was told last.
-    stale: bool,
     busy: bool,
     /// In a row.
     failures: u32,
+    /// When the last try began.
+    last: Instant,
+    /// Nothing is sent before; then a webhook's message if one waits, an Alertmanager's list in any case.
     next: Instant,
 }
 
-/// As often as Prometheus tells an Alertmanager.
-const RESEND_EVERY: Duration = Duration::from_secs(60);
-/// How long an Alertmanager believes an alert that it is not told again: some of those may fail.
-pub const BELIEVED_FOR: Duration = Duration::from_secs(4 * 60);
+/// Between two lists for one Alertmanager, however much changes: a list may be long.
+const LIST_GAP: Duration = Duration::from_millis(100);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Whoever was away for longer has other ways to learn what was.
@@ -81,12 +81,12 @@ const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 impl Deliveries {
     pub fn new() -> Deliveries {
-        Deliveries { receivers: Vec::new(), queue_max: 1, under_way: JoinSet::new() }
+        Deliveries { receivers: Vec::new(), queue_max: 1, resend: Duration::from_secs(60), under_way: JoinSet::new() }
     }
 
     /// Takes over another configuration; what waits for a receiver that stays goes on waiting.
     pub fn configure(&mut self, alerts: &settings::Alerts) {
-        self.queue_max = alerts.queue_max;
+        (self.queue_max, self.resend) = (alerts.queue_max, alerts.resend);
         let mut before = std::mem::take(&mut self.receivers);
         let receivers = alerts.receivers.iter().map(|settings| {
             let kind = std::mem::discriminant(&settings.kind);
@@ -98,9 +98,9 @@ impl Deliveries {
                 None => Receiver {
                     settings: settings.clone(),
                     pending: VecDeque::new(),
-                    stale: true,
                     busy: false,
                     failures: 0,
+                    last: Instant::now(),
                     next: Instant::now(),
                 },
             }
@@ -108,7 +108,7 @@ impl Deliveries {
         self.receivers = receivers.collect();
     }
 
-    /// Has a message sent to every webhook. For each that had no room, the least severe message is given up: returns theirs names.
+    /// Has a message sent to every webhook. For each that had no room, the least severe message is given up: returns their names.
     pub fn put(&mut self, post: &Post) -> Vec<Arc<str>> {
         let mut full = Vec::new();
         let queue_max = self.queue_max;
@@ -134,7 +134,10 @@ impl Deliveries {
 
     /// The list of alerts is another one.
     pub fn list_changed(&mut self) {
-        self.receivers.iter_mut().for_each(|receiver| receiver.stale = true);
+        // One that does not answer is not asked more often for it.
+        for receiver in self.receivers.iter_mut().filter(|one| !one.is_webhook() && one.failures == 0) {
+            receiver.next = receiver.next.min(receiver.last + LIST_GAP);
+        }
     }
 
     /// Sends what is due. `list` makes an Alertmanager's message, `None` where there is nothing to tell. Returns whose messages
@@ -150,12 +153,13 @@ impl Deliveries {
                 continue;
             }
             let (settings, name) = (receiver.settings.clone(), receiver.settings.name.clone());
+            receiver.last = Instant::now();
             match receiver.pending.front().cloned() {
                 Some(post) => {
                     self.under_way.spawn(async move { (name, webhook(&settings, &post.id, post.body, now).await) });
                 }
                 None => {
-                    (receiver.stale, receiver.next) = (false, Instant::now() + RESEND_EVERY);
+                    receiver.next = receiver.last + self.resend;
                     let Some(list) = list() else { continue };
                     self.under_way.spawn(async move { (name, alertmanager(&settings, list).await) });
                 }
@@ -182,7 +186,6 @@ impl Deliveries {
         if matches!(sent, Sent::Failed(_)) {
             let wait = backoff(receiver.failures);
             receiver.failures += 1;
-            receiver.stale = true;
             receiver.next = Instant::now() + wait;
             return Some(wait);
         }
@@ -210,11 +213,7 @@ impl Receiver {
     }
 
     fn is_due(&self) -> bool {
-        let rested = self.next <= Instant::now();
-        match self.is_webhook() {
-            true => !self.pending.is_empty() && (rested || self.failures == 0),
-            false => rested || (self.stale && self.failures == 0),
-        }
+        self.next <= Instant::now() && !(self.is_webhook() && self.pending.is_empty())
     }
 }
 

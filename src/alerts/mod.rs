@@ -58,6 +58,8 @@ pub struct Inbox(Receiver<Told>);
 const REASONS_MAX: usize = 8;
 /// How often the thread looks whether something is over, if nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two writes of what must not be lost: a kill may take the news of so long, however many come.
+const KEEP_GAP: Duration = Duration::from_millis(100);
 /// How long a gateway that stops goes on telling.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -111,6 +113,7 @@ pub struct Tested {
 pub async fn test(gateway: &Gateway) -> Vec<Tested> {
     let snapshot = gateway.snapshot();
     let (now, name) = (gateway.clock.now(), &snapshot.settings.audit.origin);
+    let until = now.plus(snapshot.settings.alerts.believed_for());
     let tests = snapshot.settings.alerts.receivers.iter().map(|receiver| {
         let (receiver, name) = (receiver.clone(), name.clone());
         tokio::spawn(async move {
@@ -120,7 +123,7 @@ pub async fn test(gateway: &Gateway) -> Vec<Tested> {
                     deliver::webhook(&receiver, &id, text::webhook_test(&name, now), now).await
                 }
                 ReceiverKind::Alertmanager => {
-                    let test = text::alertmanager_test(&name, now, now.plus(deliver::BELIEVED_FOR));
+                    let test = text::alertmanager_test(&name, now, until);
                     deliver::alertmanager(&receiver, test).await
                 }
             };
@@ -238,7 +241,7 @@ impl Desk<'_> {
         let over = self.ledger.end(self.pace(), now);
         over.into_iter().for_each(|(change, alert)| self.tell(change, &alert));
         let (name, ledger) = (&snapshot.settings.audit.origin, &self.ledger);
-        let until = now.plus(deliver::BELIEVED_FOR);
+        let until = now.plus(snapshot.settings.alerts.believed_for());
         let list = || (!ledger.is_empty()).then(|| text::alertmanager(name, ledger, until));
         for receiver in self.deliveries.start(now, list) {
             self.gateway.metrics.alert_delivery(&receiver, "expired");
@@ -252,7 +255,7 @@ impl Desk<'_> {
     }
 
     fn wake(&self) -> Instant {
-        let look = Instant::now() + LOOK_EVERY;
+        let look = Instant::now() + if self.kept.urgent { KEEP_GAP } else { LOOK_EVERY };
         self.deliveries.wake().map_or(look, |wake| wake.min(look))
     }
 
@@ -342,16 +345,16 @@ impl Desk<'_> {
         (self.kept.changed, self.kept.urgent) = (true, true);
     }
 
-    /// Has the file written, where something is new: at once what must not be lost, once a second what is only counted. On a
+    /// Has the file written, where something is new: soon what must not be lost, once a second what is only counted. On a
     /// thread that may hang with its disk; the next write waits for it, nobody else does.
     fn keep(&mut self) {
         let Kept { changed, urgent, under_way, last, failing } = &mut self.kept;
         if under_way.as_ref().is_some_and(|write| !write.is_finished()) {
             return;
         }
-        let recently = last.is_some_and(|last| last.elapsed() < LOOK_EVERY);
         let failed = failing.load(Ordering::Relaxed);
-        if !(*changed || failed) || (recently && (failed || !*urgent)) {
+        let gap = if *urgent && !failed { KEEP_GAP } else { LOOK_EVERY };
+        if !(*changed || failed) || last.is_some_and(|last| last.elapsed() < gap) {
             return;
         }
         let waiting = self.deliveries.waiting().map(|(name, posts)| (name.to_string(), posts.clone())).collect();

@@ -27,6 +27,7 @@ pub fn default_alerts() -> Alerts {
         actors: ActorNames::Clear,
         repeat: 3600 * SECOND,
         quiet: 900 * SECOND,
+        resend: 60 * SECOND,
         queue_max: 1_000,
         receivers: Vec::new(),
     }
@@ -42,6 +43,7 @@ pub fn alerts(table: &Reader, directory: &Path) -> Option<Alerts> {
     });
     let repeat = table.duration("repeat", SECOND..=366 * DAY, default.repeat);
     let quiet = table.duration("quiet", SECOND..=366 * DAY, default.quiet);
+    let resend = table.duration("resend", SECOND..=3600 * SECOND, default.resend);
     let queue_max = table.integer("queue_max", 1..=100_000, Some(default.queue_max as i64));
     let mut receivers = table.tables("webhook", |table| {
         let secret = table.need_text("secret").map(|file| directory.join(file));
@@ -64,6 +66,7 @@ pub fn alerts(table: &Reader, directory: &Path) -> Option<Alerts> {
         actors: actors?.unwrap_or(default.actors),
         repeat: repeat?,
         quiet: quiet?,
+        resend: resend?,
         queue_max: queue_max? as usize,
         receivers,
     })

@@ -197,6 +197,8 @@ pub struct Alerts {
     pub repeat: Duration,
     /// An alert that did not come again for so long is over, unless it holds somebody on the ladder.
     pub quiet: Duration,
+    /// How often Alertmanagers are told of what goes on.
+    pub resend: Duration,
     /// Alerts that wait to be looked at, and messages that wait for one receiver.
     pub queue_max: usize,
     pub receivers: Vec<Receiver>,
@@ -412,6 +414,11 @@ impl AuditCopies {
 }
 
 impl Alerts {
+    /// How long an Alertmanager believes an alert that it is not told again: some messages may fail.
+    pub fn believed_for(&self) -> Duration {
+        self.resend * 4
+    }
+
     /// Every file of certificates and secrets.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.receivers.iter().flat_map(|receiver| {

@@ -257,6 +257,29 @@ fn what_is_worse_is_another_alert_to_an_alertmanager_and_the_old_one_is_over() {
     eventually("it is critical", || manager.held() == BTreeSet::from(["- critical".to_owned()]));
 }
 
+#[test]
+fn what_goes_on_is_told_again_before_it_lapses_and_lapses_with_the_gateway() {
+    let (manager, recorder) = (Alertmanager::start(), receiver(|_| "200 OK"));
+    let receivers = [alertmanager("manager", manager.address), alertmanager("recorder", recorder.address)];
+    let world = setup("resend = \"1s\"", &receivers).start(one_person);
+    world.gateway().raise(contained(None, None), None);
+    let ends = |request: &Recorded| {
+        let list = body(request);
+        Timestamp::parse(list[0]["endsAt"].as_str().expect("a time")).expect("a time")
+    };
+    let told = recorder.posts(4);
+    assert!(told.iter().all(|request| request.line == "POST /api/v2/alerts HTTP/1.1"), "{told:?}");
+    for pair in told.windows(2) {
+        let (before, after) = (ends(&pair[0]), ends(&pair[1]));
+        // Each says four seconds more, and comes after one.
+        let later = after.since(before).as_secs_f64();
+        assert!(later > 0.9, "{later}");
+    }
+    eventually("it is held", || manager.held() == BTreeSet::from(["- critical".to_owned()]));
+    drop(world);
+    eventually("nobody says so any more", || manager.held().is_empty());
+}
+
 // ---- Webhooks
 
 /// HMAC-SHA-256 by openssl.
