@@ -1,7 +1,8 @@
 //! Which alerts go on, and which of what detectors say is news? Pure: values in, values out, time is an argument.
 //!
 //! An alert is about a partner, or an actor of it, by one detector. It goes on until it did not come again for a while and
-//! holds nobody on the ladder. Its first, what is worse than before and its end are news; the rest is counted.
+//! holds nobody on the ladder. Its first, what is worse than before and its end are news; the rest is counted (and, of what is
+//! for information, written down).
 
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub enum Change {
     Escalated,
     /// It goes on, and was told long ago.
     Repeated,
+    /// No news. An alert for information is about one lookup: each is written down, and receivers are not told.
+    Counted,
     Resolved,
 }
 
@@ -59,6 +62,7 @@ impl Change {
             Change::Raised => "raised",
             Change::Escalated => "escalated",
             Change::Repeated => "repeated",
+            Change::Counted => "counted",
             Change::Resolved => "resolved",
         }
     }
@@ -100,7 +104,7 @@ impl Active {
 }
 
 impl Ledger {
-    /// Takes in what a detector said. `None`: it is no news.
+    /// Takes in what a detector said. `None`: it is no news, and only counted.
     pub fn fold(&mut self, said: Active, pace: Pace) -> Option<(Change, Active)> {
         let now = said.last;
         let Some(at) = self.active.iter().position(|known| known.is_about(&said)) else {
@@ -118,6 +122,8 @@ impl Ledger {
         known.last = known.last.max(now);
         known.decision = said.decision.or(known.decision);
         known.exposed = said.exposed.max(known.exposed);
+        let count = known.count;
+        let each = (said.severity == Severity::Info).then(|| Active { count, first: known.first, ..said.clone() });
         known.moved = said.moved.or(known.moved);
         if said.severity >= known.severity {
             (known.severity, known.why) = (said.severity, said.why);
@@ -125,7 +131,7 @@ impl Ledger {
         let change = match worse {
             true => Change::Escalated,
             false if known.told.plus(pace.repeat) <= now => Change::Repeated,
-            false => return None,
+            false => return each.map(|each| (Change::Counted, each)),
         };
         known.told = now;
         let known = known.clone();
@@ -226,7 +232,7 @@ pub mod tests {
         news.map(|(change, alert)| (change, alert.count))
     }
 
-    use Severity::{Critical, Warning};
+    use Severity::{Critical, Info, Warning};
 
     #[test]
     fn the_first_what_is_worse_and_the_end_are_news_and_the_rest_is_counted() {
@@ -240,8 +246,9 @@ pub mod tests {
         assert_eq!(fold(held(Level::KnownOnly, Some(60), said(None, Critical, 4))), Some((Change::Escalated, 5)));
         assert_eq!(fold(held(Level::KnownOnly, Some(90), said(None, Critical, 5))), None, "it only lasts longer");
         assert_eq!(fold(held(Level::Frozen, None, said(None, Critical, 6))), Some((Change::Escalated, 7)));
+        assert_eq!(fold(said(None, Info, 7)), Some((Change::Counted, 8)), "about one lookup");
         assert_eq!(fold(said(None, Critical, 3605)), None);
-        assert_eq!(fold(said(None, Critical, 3606)), Some((Change::Repeated, 9)));
+        assert_eq!(fold(said(None, Critical, 3606)), Some((Change::Repeated, 10)));
     }
 
     #[test]

@@ -316,11 +316,14 @@ impl Desk<'_> {
         }
     }
 
-    /// Log, audit and receivers.
+    /// By log and audit, and what is news to receivers.
     fn tell(&mut self, change: Change, alert: &Active) {
         let now = self.gateway.clock.now();
         log(change, alert);
         self.gateway.audit.note(&Event::Alert(entry(change, alert, now)));
+        if change == Change::Counted {
+            return;
+        }
         let id = format!("msg_{}", new_id(now).0.simple());
         let name = &self.gateway.snapshot().settings.audit.origin;
         let post = Post { id, body: text::webhook(name, change, alert, now), severity: alert.severity, since: now };

@@ -27,7 +27,7 @@ impl Secret {
         }
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        if mode & barred(path, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref().map(Path::new)) != 0 {
             return Err(format!(
                 "{path}: it has mode {mode:04o}, so others than its owner may use it; run chmod 600 {path} and make a new secret",
                 path = path.display()
@@ -51,6 +51,12 @@ impl Secret {
         let tag = hmac::sign(&self.0, format!("{id}.{unix_seconds}.{body}").as_bytes());
         format!("v1,{}", STANDARD.encode(tag))
     }
+}
+
+/// The permissions that no such file may give. In the service manager's directory of credentials the group's bits are the mask
+/// of the list that lets this process read, and say nothing of a group.
+fn barred(path: &Path, credentials: Option<&Path>) -> u32 {
+    if credentials.is_some_and(|directory| path.starts_with(directory)) { 0o037 } else { 0o077 }
 }
 
 impl fmt::Debug for Secret {
@@ -78,6 +84,16 @@ mod tests {
         let signature = secret.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, "{\"test\": 2432232314}");
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
         assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+
+    #[test]
+    fn a_credentials_group_bits_are_no_group() {
+        let (given, own) = (Path::new("/run/credentials/x.service/secret"), Path::new("/etc/dwarpal/secret"));
+        let credentials = Some(Path::new("/run/credentials/x.service"));
+        let refuses = |path, credentials, mode| barred(path, credentials) & mode != 0;
+        assert!(!refuses(given, credentials, 0o440) && !refuses(own, credentials, 0o600));
+        assert!(refuses(given, credentials, 0o444) && refuses(given, credentials, 0o460));
+        assert!(refuses(own, credentials, 0o440) && refuses(given, None, 0o440));
     }
 
     #[test]

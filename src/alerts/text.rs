@@ -57,7 +57,7 @@ pub fn summary(change: Change, alert: &Active) -> String {
     let word = match change {
         Change::Resolved => "over: ",
         Change::Repeated => "still: ",
-        Change::Raised | Change::Escalated => "",
+        Change::Raised | Change::Escalated | Change::Counted => "",
     };
     let did = alert.moved.as_ref().map_or(String::new(), |moved| format!("; {}", step(moved)));
     format!("{word}{}: {}, {}{did}", who(alert), alert.detector, severity(alert.severity))

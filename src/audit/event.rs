@@ -399,7 +399,7 @@ pub struct Alert<'a> {
     /// The decision that it came with.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub id: Option<Uuid>,
-    /// `raised`, `escalated`, `repeated` or `resolved`.
+    /// `raised`, `escalated`, `repeated`, `counted` or `resolved`.
     #[serde(borrow)]
     pub change: Cow<'a, str>,
     #[serde(borrow)]

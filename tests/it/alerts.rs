@@ -463,6 +463,25 @@ fn a_full_queue_gives_up_the_least_severe_and_says_so() {
     assert!(!taken.contains("\"hw-3\""), "{taken:?}");
 }
 
+/// Somebody watches these people: each lookup is worth a line, and not a call at night.
+#[test]
+fn what_is_for_information_is_written_down_each_time_and_told_once() {
+    let hook = receiver(|_| "200 OK");
+    let home = Home::new();
+    let world = setup("", &[home.webhook("hook", hook.address)]).start(one_person);
+    let ids: Vec<_> = (1..=3).map(uuid::Uuid::from_u128).collect();
+    for id in &ids {
+        world.gateway().raise(alert(Some(ACTOR), Severity::Info), Some(*id));
+    }
+    eventually("each is in the audit", || audited(&world).len() == 3);
+    let entries = audited(&world);
+    let decisions: Vec<_> = entries.iter().map(|entry| entry["id"].as_str().expect("an id").to_owned()).collect();
+    assert_eq!(decisions, ids.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(entries[2]["change"], "counted");
+    world.gateway().raise(alert(Some(ACTOR), Severity::Warning), None);
+    assert_eq!(kinds(&hook.posts(2)), ["alert.raised", "alert.escalated"]);
+}
+
 // ---- Over a restart
 
 /// A gateway without a backend, so that it can be started again in its directory.
