@@ -529,6 +529,31 @@ fn a_restart_forgets_nothing_and_repeats_nothing() {
     running.stop().expect("stopped");
 }
 
+#[test]
+fn a_reload_brings_receivers_in_and_what_waits_for_one_that_stays_goes_on_waiting() {
+    let open = Arc::new(AtomicBool::new(false));
+    let opened = open.clone();
+    let away = receiver(move |_| if opened.load(Ordering::Relaxed) { "200 OK" } else { "503 Service Unavailable" });
+    let (late, list) = (receiver(|_| "200 OK"), receiver(|_| "200 OK"));
+    let home = Home::new();
+    let first = home.webhook("away", away.address);
+    let world = setup("", std::slice::from_ref(&first)).start(one_person);
+    world.gateway().raise(contained(Some(ACTOR), None), None);
+    away.posts(1);
+    let more = [home.webhook("late", late.address), alertmanager("list", list.address), first];
+    world.configure(&setup("", &more));
+    let (code, _, error) = world.command(&["reload"]);
+    assert_eq!(code, 0, "{error}");
+    // What goes on is told to an Alertmanager whenever it was named; a webhook gets what is news since.
+    assert_eq!(body(&list.posts(1)[0])[0]["labels"]["actor"], ACTOR);
+    world.gateway().raise(alert(None, Severity::Warning), None);
+    assert_eq!(body(&late.posts(1)[0])["data"]["actor"], Value::Null);
+    open.store(true, Ordering::Relaxed);
+    eventually("both are taken", || deliveries(&world, "away", "ok") == 2.0);
+    let taken = away.posts(2);
+    assert_eq!(body(&taken[taken.len() - 2])["data"]["actor"], ACTOR);
+}
+
 // ---- The command
 
 #[test]
