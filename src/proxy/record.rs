@@ -237,13 +237,14 @@ impl Record {
             return pay();
         }
         let Question { subject, actor } = question;
+        let shadow = plan.shadow();
         let actor = actor.as_ref().map(|Named { name, mark, previous }| detect::Actor {
             mark: *mark,
             previous: *previous,
             name,
         });
         let asked = detect::Asked { now, kind, subject, actor, source: peer.source, consent: false };
-        let (receipt, pending, alerts) = snapshot.state(partner).ask(snapshot.profile(partner), &asked, pay);
+        let (receipt, pending, alerts) = snapshot.state(partner).ask(snapshot.profile(partner), shadow, &asked, pay);
         self.pending = pending;
         self.raise(alerts);
         receipt

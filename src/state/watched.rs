@@ -2,11 +2,14 @@
 
 use std::mem;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::PartnerState;
 use crate::clock::Timestamp;
 use crate::detect::{Alert, Asked, Outcome, Profile, Ruling, Ticket, Watch};
 use crate::policy::charge::Receipt;
+use crate::policy::reason::Reason;
+use crate::policy::shadow::Shadow;
 
 /// An allowed lookup whose outcome is not known yet. Dropped without one, it counts as a lookup that found somebody: whether
 /// the answer arrived cannot be known.
@@ -24,10 +27,12 @@ struct Question {
 
 impl PartnerState {
     /// The asked half. `pay` takes the charges, and is not called for what is held. Evidence, verdict and charges are one step
-    /// to all other lookups of this partner.
+    /// to all other lookups of this partner. Where containment is in shadow, what it would hold passes; nothing is learned from
+    /// its outcome, as if it had been held.
     pub fn ask(
         self: &Arc<Self>,
         profile: &Arc<Profile>,
+        shadow: Shadow,
         asked: &Asked,
         pay: impl FnOnce() -> Receipt,
     ) -> (Receipt, Pending, Vec<Alert>) {
@@ -35,9 +40,18 @@ impl PartnerState {
         let Ruling { verdict, mut alerts } = watch.asked(profile, asked);
         let ticket = match verdict {
             Ok(ticket) => ticket,
+            Err(reason) if shadow.contains(Reason::HeldPartner) && asked.subject.is_ok() => {
+                let passed = |others: Shadow| Receipt::Passed(others.reasons().chain([Reason::HeldPartner]).collect());
+                let receipt = match pay() {
+                    Receipt::Paid => passed(Shadow::default()),
+                    Receipt::Passed(others) => passed(others),
+                    refused => refused,
+                };
+                tracing::debug!(reason = reason.code(), "held, but for the shadow");
+                return (receipt, Pending::default(), alerts);
+            }
             Err(reason) => {
-                let retry_after = std::time::Duration::ZERO;
-                return (Receipt::Refused { reason, retry_after }, Pending::default(), alerts);
+                return (Receipt::Refused { reason, retry_after: Duration::ZERO }, Pending::default(), alerts);
             }
         };
         let receipt = pay();
