@@ -22,6 +22,7 @@ use crate::log::LogLimit;
 use crate::metrics::{Identifier, Metrics, Outcome};
 use crate::policy::admit::Standing;
 use crate::policy::charge::Receipt;
+use crate::policy::containment::Footing;
 use crate::policy::lookup::{Actor, Lookup, Misread};
 use crate::policy::reason::Reason;
 use crate::policy::route::{Durability, Route, RouteKind};
@@ -30,6 +31,7 @@ use crate::policy::trail::Trail;
 use crate::policy::{Denial, PartnerId, Plan};
 use crate::snapshot::Snapshot;
 use crate::state::watched::Pending;
+use crate::state::{Hold, latencies::Latencies};
 use crate::subject::{EpochKey, Kind, Mark};
 
 /// One request under way. Dropped without an end, its partner went away: that is counted too.
@@ -70,6 +72,7 @@ struct Facts {
     subject: Option<event::Subject<'static>>,
     found: Option<Found>,
     receipts: Vec<event::Receipt>,
+    footing: Option<event::Footing>,
     /// What detectors are told of a lookup.
     asked: Option<Question>,
     /// The key that the marks of the subject are made with, and the digest of its answer.
@@ -116,6 +119,7 @@ impl Record {
                 subject: None,
                 found: None,
                 receipts: Vec::new(),
+                footing: None,
                 asked: None,
                 key: None,
                 permitted: None,
@@ -230,8 +234,19 @@ impl Record {
     /// evidence only where its identifier is why.
     pub fn weigh(&mut self, snapshot: &Snapshot, plan: &Plan) -> Receipt {
         let (peer, now, id) = (self.peer.clone(), self.now, self.partner_id());
-        let pay = || peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0;
         let question = self.facts.asked.take();
+        let actor = question.as_ref().and_then(|question| question.actor.as_ref());
+        let (mark, previous) = (actor.map(|actor| actor.mark), actor.and_then(|actor| actor.previous));
+        let levels = match id.filter(|_| self.kind.is_some() && plan.refusal().is_none()) {
+            Some(id) => snapshot.state(id).hold(mark, previous, now),
+            None => Footing::default(),
+        };
+        let footing = event::Footing { levels, consent: false, known: false };
+        self.facts.footing = (!levels.is_open()).then_some(footing);
+        let pay = || match footing.held() {
+            Ok(()) => peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0,
+            Err(reason) => Receipt::Refused { reason, retry_after: Duration::ZERO },
+        };
         let (Some(question), Some(partner), Some(kind)) = (question, id, self.kind) else { return pay() };
         if plan.refusal().is_some_and(|refusal| question.subject.as_ref().err() != Some(&refusal)) {
             return pay();
@@ -455,6 +470,7 @@ impl Record {
             consent: None,
             subject: facts.subject.clone(),
             found: facts.found,
+            footing: facts.footing,
             receipts: facts.receipts.clone(),
             verdict: Verdict::of(reason),
             reason,
