@@ -23,10 +23,11 @@ use crate::demo::pki::is_development_ca;
 use crate::detect::Profile;
 use crate::log::LogLimit;
 use crate::policy::networks::{NetworkId, Networks, Union};
-use crate::policy::route::Place;
+use crate::policy::route::{Place, RouteId};
 use crate::policy::{Partner, PartnerId, Policy};
 use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer, sha256};
 use crate::proxy::upstream::Upstream;
+use crate::state::latencies::Latencies;
 use crate::state::store::Ledger;
 use crate::state::{PartnerState, State};
 
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub states: Vec<Arc<PartnerState>>,
     /// What detectors may know of each partner's contract.
     profiles: Vec<Arc<Profile>>,
+    /// How long the answers of each route took lately, in the policy's order.
+    latencies: Vec<Arc<Latencies>>,
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
     request_lines: Vec<LogLimit>,
     last_match: Vec<Matches>,
@@ -100,6 +103,8 @@ fn profile(partner: &Partner) -> Profile {
     Profile { name: partner.name.clone(), actors: partner.actor_required, ..Profile::default() }
 }
 
+/// Such a wait before anybody was answered.
+const WAIT_UNTOLD: Duration = Duration::from_millis(40);
 /// A certificate that expires within this time, or a revocation list, is worth a warning.
 const CERTIFICATE_SOON: Duration = Duration::from_secs(30 * 86_400);
 const LIST_SOON: Duration = Duration::from_secs(86_400);
@@ -145,11 +150,12 @@ impl Snapshot {
         let policy = &read.policy;
         let states: Vec<_> = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
         let partners = policy.partners.iter().zip(&states);
+        let latencies = policy.routes.iter().map(|route| state.latencies(&route.name)).collect();
         let profiles = policy.partners.iter().map(|partner| Arc::new(profile(partner))).collect();
         let last_match = partners.map(|(partner, state)| Matches::of(&partner.networks, state)).collect();
         let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
         let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
-        Snapshot { read, trust, upstreams, states, profiles, request_lines, last_match, own, unnamed_hosts }
+        Snapshot { read, trust, upstreams, states, profiles, latencies, request_lines, last_match, own, unnamed_hosts }
     }
 
     /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
@@ -212,6 +218,17 @@ impl Snapshot {
 
     pub fn state(&self, partner: PartnerId) -> &Arc<PartnerState> {
         &self.states[usize::from(partner.0)]
+    }
+
+    pub fn latencies(&self, route: RouteId) -> &Latencies {
+        &self.latencies[usize::from(route.0)]
+    }
+
+    /// How long somebody waits who is refused as if there were an answer: as long as one of this route took, or of any other
+    /// where nothing is known of it.
+    pub fn wait_as_answered(&self, route: Option<RouteId>) -> Duration {
+        let own = route.and_then(|route| self.latencies(route).draw());
+        own.or_else(|| self.latencies.iter().find_map(|latencies| latencies.draw())).unwrap_or(WAIT_UNTOLD)
     }
 
     pub fn profile(&self, partner: PartnerId) -> &Arc<Profile> {

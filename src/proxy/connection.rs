@@ -485,7 +485,6 @@ impl Peer {
                 | Reason::IdentityAmbiguous
                 | Reason::CertificateExpired
                 | Reason::TrustWithdrawn
-                | Reason::PartnerFrozen
                 | Reason::ConnectionsPartner
                 | Reason::PartnerNotValid
                 | Reason::NetworkNotAllowed

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{HeaderMap, Response, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
 
 use super::answer::{Body, Closing};
@@ -30,8 +30,8 @@ use crate::policy::shadow::Shadow;
 use crate::policy::trail::Trail;
 use crate::policy::{Denial, PartnerId, Plan};
 use crate::snapshot::Snapshot;
+use crate::state::Hold;
 use crate::state::watched::Pending;
-use crate::state::{Hold, latencies::Latencies};
 use crate::subject::{EpochKey, Kind, Mark};
 
 /// One request under way. Dropped without an end, its partner went away: that is counted too.
@@ -52,6 +52,10 @@ pub struct Record {
     answered: Option<event::Backend>,
     /// What the outcome of an allowed lookup is folded with.
     pending: Pending,
+    /// Its places in flight, until its answer takes them over.
+    hold: Hold,
+    /// When a lookup was allowed: from then on its answer takes as long as the refusal of somebody who is held.
+    allowed_at: Option<Instant>,
     /// How far it has come.
     step: Step,
     /// What would have been refused, were nothing in shadow.
@@ -126,12 +130,24 @@ impl Record {
             },
             answered: None,
             pending: Pending::default(),
+            hold: Hold::default(),
+            allowed_at: None,
             step: Step::Intake,
             shadow: Shadow::default(),
             upload: Duration::ZERO,
             backend: None,
             ended: false,
         }
+    }
+
+    /// Its places in flight.
+    pub fn holds(&mut self, hold: Hold) {
+        self.hold = hold;
+    }
+
+    /// For its answer.
+    pub fn take_hold(&mut self) -> Hold {
+        std::mem::take(&mut self.hold)
     }
 
     pub fn partner_id(&self) -> Option<PartnerId> {
@@ -170,6 +186,7 @@ impl Record {
         if let RouteKind::Lookup(declared) = &route.kind {
             let durability = declared.durability.unwrap_or(snapshot.settings.audit.durability);
             self.facts.permitted = Some((trail.clone(), durability));
+            self.allowed_at = Some(Instant::now());
         }
     }
 
@@ -353,8 +370,21 @@ impl Record {
         });
     }
 
+    /// Has who is held wait as long as an answer would have taken, with the place in flight that it would have taken, so that
+    /// nobody is told by the time. What is refused was recorded before; whoever goes away waits no longer.
+    pub async fn wait_if_held(&self, snapshot: &Snapshot, denial: &Denial) {
+        let Some((partner, _)) = self.partner.as_ref().filter(|_| denial.reason.is_held()) else { return };
+        let Some(_waiting) = snapshot.state(*partner).wait() else { return };
+        let wait = snapshot.wait_as_answered(denial.trail.route());
+        sleep_until((Instant::now() + wait).min(self.deadline)).await;
+    }
+
     /// Says what was let through and would not have been, were nothing in shadow.
     fn passed(&self, snapshot: &Snapshot) {
+        let route = self.route.as_ref().and_then(|name| snapshot.policy.route_named(name));
+        if let (Some(allowed), Some(route)) = (self.allowed_at, route) {
+            snapshot.latencies(route).note(allowed.elapsed());
+        }
         let Some(shadow) = self.shadow_text() else { return };
         self.lines(snapshot).note(self.now, |unlogged| {
             tracing::info!(

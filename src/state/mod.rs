@@ -13,7 +13,7 @@ use std::hash::Hash;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
 use crate::subject::Mark;
 use backends::Backends;
+use latencies::Latencies;
 use orders::{Freeze, Held, Order, Orders};
 use rates::{FullAt, at_most_empty, take};
 use store::{Fact, Ledger, Recovered, Store, StoreError};
@@ -39,6 +40,8 @@ pub struct State {
     partners: Mutex<HashMap<Arc<str>, Arc<PartnerState>>>,
     /// How the servers behind the gateway are.
     pub backends: Backends,
+    /// By the name of the route.
+    latencies: Mutex<HashMap<Arc<str>, Arc<Latencies>>>,
     orders: Mutex<Orders>,
     keeping_orders: Mutex<()>,
     /// `None`: it ends with the process, as for `explain`.
@@ -53,6 +56,8 @@ pub struct PartnerState {
     frozen: AtomicBool,
     /// What operators ordered beside a freeze; `None` for nearly everybody, and then it costs a load.
     held: ArcSwapOption<orders::Hold>,
+    /// Refusals of those who are held that have not been given yet.
+    waiting: AtomicU32,
     /// Generation of the configuration that took something from this partner last; 0 for none.
     narrowed: AtomicU64,
     used: Mutex<Used>,
@@ -146,6 +151,11 @@ pub struct Hold {
     route: Option<(usize, Side)>,
 }
 
+/// A refusal that waits as long as an answer would take; dropping it gives the place back.
+#[derive(Debug)]
+#[must_use]
+pub struct Waiting(Arc<PartnerState>);
+
 /// One of a partner's connections; dropping it gives the place back.
 #[derive(Debug)]
 #[must_use]
@@ -166,6 +176,9 @@ const KNOCKS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// hold every place for connections.
 const KNOCKS_WAITING_MAX: u32 = 16;
 
+/// Refusals of one partner that may wait at the same time. Those of lookups have a place in flight each; this is for the rest.
+const WAITING_MAX: u32 = 1_024;
+
 impl State {
     /// The state that was left in `directory`, to be kept there from now on.
     pub fn open(directory: &Path) -> Result<(State, Recovered), StoreError> {
@@ -185,9 +198,16 @@ impl State {
             let frozen = AtomicBool::new(orders.freeze_of(name).is_some());
             let held = ArcSwapOption::from(orders.hold(name).map(Arc::new));
             let (name, used, watch) = (name.clone(), Mutex::default(), Mutex::default());
-            Arc::new(PartnerState { name, frozen, held, narrowed: AtomicU64::new(0), used, watch })
+            let waiting = AtomicU32::new(0);
+            Arc::new(PartnerState { name, frozen, held, waiting, narrowed: AtomicU64::new(0), used, watch })
         };
         partners.entry(name.clone()).or_insert_with(new).clone()
+    }
+
+    /// How long a route's answers took lately.
+    pub fn latencies(&self, route: &Arc<str>) -> Arc<Latencies> {
+        let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        latencies.entry(route.clone()).or_default().clone()
     }
 
     /// Freezes a partner or thaws it, from now on; [`State::keep_orders`] sees to it that a restart changes nothing about it.
@@ -380,6 +400,12 @@ impl PartnerState {
     pub fn hold(&self, actor: Option<Mark>, previous: Option<Mark>, now: Timestamp) -> Footing {
         let held = self.held.load();
         held.as_ref().map_or_else(Footing::default, |held| held.footing(actor, previous, now))
+    }
+
+    /// A place to wait for a refusal that is to come as late as an answer; `None`: enough of them wait already.
+    pub fn wait(self: &Arc<Self>) -> Option<Waiting> {
+        let waiting = Waiting(self.clone());
+        (self.waiting.fetch_add(1, Ordering::Relaxed) < WAITING_MAX).then_some(waiting)
     }
 
     /// Generation of the configuration that took something from this partner last; 0 for none since the start.
@@ -627,6 +653,12 @@ impl Drop for Hold {
         if let Some((route, side)) = self.route {
             used.routes[route].in_flight.give_back(side);
         }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
