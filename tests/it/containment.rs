@@ -32,7 +32,7 @@ fn command(world: &World, arguments: &[&str], expected: i32) -> String {
 /// The entries of one kind so far, once there are so many.
 fn logged(world: &World, event: &str, count: usize) -> Vec<Value> {
     let mut found = Vec::new();
-    eventually("the entries are in the log", || {
+    eventually(&format!("{count} entries of {event}"), || {
         found = entries_from(&log_of(world), 0);
         found.retain(|entry| entry["event"] == event);
         found.len() >= count
@@ -70,6 +70,8 @@ fn a_contained_partner_is_held_at_once_on_open_connections_and_released_at_once(
     // Neither a reload nor the end of the process changes anything about it.
     command(&world, &["reload"], 0);
     assert_eq!(open.ask(lookup("6412345678", "")).problem(), "held");
+    // What the log says of it comes to the disk within its interval.
+    assert_eq!((logged(&world, "containment", 1).len(), logged(&world, "denied", 3).len()), (1, 3));
     world.kill_and_restart();
     assert_eq!(world.ask(lookup("6412345678", "")).problem(), "held");
     let told = command(&world, &["standing"], 0);
@@ -97,6 +99,7 @@ fn a_contained_partner_is_held_at_once_on_open_connections_and_released_at_once(
     command(&world, &["thaw", "alpha"], 0);
     assert_eq!(world.ask(lookup("6412345678", "")).status, 200);
     assert_eq!(command(&world, &["release", "alpha", "--reason", "again"], 0), "alpha was not contained\n");
+    assert_eq!(logged(&world, "containment", 3).len(), 3);
     world.kill_and_restart();
     assert_eq!(world.ask(lookup("6412345678", "")).status, 200);
     assert_eq!(command(&world, &["standing"], 0), "open to all 3 partners\n");
@@ -111,10 +114,10 @@ fn a_contained_partner_is_held_at_once_on_open_connections_and_released_at_once(
     assert_eq!(said, expected.iter().map(|(from, to, why)| (from, to, why)).collect::<Vec<_>>());
     assert!(steps.iter().all(|step| step["automatic"] == false && step["by"].as_str().is_some()));
     assert!(steps[0]["until"].is_string() && steps[2]["until"].is_null());
-    let denied = logged(&world, "denied", 3);
+    let denied = logged(&world, "denied", 4);
     let held: Vec<_> = denied.iter().filter(|entry| entry["reason"] == "held-partner").collect();
     let footing = json!({ "partner": "known-only", "actor": "open", "consent": false, "known": false });
-    assert!(held.len() >= 3 && held.iter().all(|entry| entry["footing"] == footing), "{held:?}");
+    assert!(held.len() >= 4 && held.iter().all(|entry| entry["footing"] == footing), "{held:?}");
 }
 
 #[test]
