@@ -11,6 +11,7 @@ pub mod detect;
 pub mod epochs;
 pub mod explain;
 pub mod gateway;
+pub mod lists;
 pub mod log;
 pub mod metrics;
 pub mod net;

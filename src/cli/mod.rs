@@ -6,6 +6,7 @@ mod check;
 mod control;
 mod demo;
 mod explain;
+mod lists;
 mod pki;
 mod reasons;
 mod serve;
@@ -54,6 +55,9 @@ enum Command {
     /// The evidence: who was looked up by whom, and what proves it
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// People whose lookups are told of: watched ones, and canaries
+    #[command(subcommand)]
+    Lists(lists::Command),
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
@@ -114,6 +118,7 @@ pub fn run() -> ExitCode {
         Command::Standing(arguments) => control::standing(arguments),
         Command::Status(target) => control::status(target),
         Command::Audit(command) => audit::run(command),
+        Command::Lists(command) => lists::run(command),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),
     };

@@ -17,7 +17,7 @@ use crate::audit::Audit;
 use crate::audit::event::{self, EndedBy, Event, Found, OWN_ROUTE, Step, UNKNOWN_PURPOSE, Verdict};
 use crate::audit::queue::{Class, Unavailable};
 use crate::clock::Timestamp;
-use crate::detect::{self, Interest};
+use crate::detect;
 use crate::log::LogLimit;
 use crate::metrics::{Identifier, Metrics, Outcome};
 use crate::policy::admit::Standing;
@@ -227,7 +227,7 @@ impl Record {
         let features = key.features(&lookup.subject);
         self.facts.subject = Some(event::Subject::of(lookup, &features, key.id(), previous).into_owned());
         let person = lookup.facts().person;
-        let subject = detect::Subject { person, features, interest: Interest::None };
+        let subject = detect::Subject { person, features, interest: snapshot.lists().interest(&lookup.subject) };
         let actor = lookup.actor.as_ref().map(|actor| self.named(actor));
         self.facts.actor = actor.as_ref().map(|actor| actor.mark);
         self.facts.asked = Some(Question { subject: Ok(subject), actor });

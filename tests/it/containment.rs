@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use dwarpal::clock::Clock;
+use dwarpal::detect::Interest;
+use dwarpal::subject::{Kind, Subject};
 use serde_json::{Value, json};
 
 use crate::evidence::running::{entries_from, log_of};
 use crate::world::backend::{Exchange, one_person};
 use crate::world::line::Answer;
 use crate::world::pki::pki;
-use crate::world::{BETA, Setup, World, eventually};
+use crate::world::{BETA, Setup, World, eventually, process};
 
 const REST: &str = "GET /rest/x HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const WHOAMI: &str = "GET /.well-known/dwarpal/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -284,4 +286,57 @@ fn a_held_request_keeps_its_place_until_it_is_answered_or_given_up() {
     assert!(begun.elapsed() < Duration::from_millis(1_700), "{:?}", begun.elapsed());
     let refused = "dwarpal_requests_total{partner=\"alpha\",reason=\"held-partner\",route=\"mobile\",verdict=\"deny\"}";
     assert_eq!(world.metric(refused), 1.0);
+}
+
+#[test]
+fn lists_name_nobody_and_outlive_a_reload_with_their_mistakes_told() {
+    let lists = "\n[lists]\nwatched = \"watched\"\ncanaries = \"canaries\"\n";
+    let world = Setup::new().start(one_person);
+    let add = |arguments: &[&str], ids: &str| {
+        let all = [&["lists", "add"], arguments, &["--config", ".", "-"]].concat();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dwarpal"));
+        let ran = process::run(command.args(all).current_dir(world.directory()), ids.as_bytes());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (ran.code.expect("a code"), text(&ran.stdout) + &text(&ran.stderr))
+    };
+    let of = ["--kind", "mobile", "--list", "canaries", "--owner", "alpha", "--month", "2026-11"];
+    let (code, told) = add(&of, "6412345678\n");
+    assert!(code == 3 && told.contains("say canaries = \"FILE\" in [lists]"), "{told}");
+    let setup = Setup::new().section(lists);
+    world.configure(&setup);
+    let told = command(&world, &["reload"], 3);
+    assert!(told.contains("watched: cannot be read") && told.contains("`dwarpal lists add` makes it"), "{told}");
+    let (code, told) = add(&of, "6412345678\n6412345\n");
+    assert!(code == 2 && told.contains("standard input:2: no mobile") && !told.contains("6412345"), "{told}");
+    let (code, told) = add(&of, "6412345678\n 64123 45679 \n6412345678\n");
+    assert!(code == 0 && told.starts_with("2 added to "), "{told}");
+    assert_eq!(add(&["--kind", "mobile", "--list", "watched"], "6412345670\n").0, 0);
+    assert_eq!(add(&["--kind", "mobile", "--list", "watched", "--owner", "alpha"], "6412345670\n").0, 2);
+    command(&world, &["reload"], 0);
+    let told = command(&world, &["lists", "check"], 0);
+    assert!(told.contains("canaries (") && told.contains("  mobile, of alpha, 2026-11: 2\n"), "{told}");
+    let interest = |raw: &str| {
+        let subject = Subject::parse(Kind::Mobile, raw).expect("a mobile");
+        world.gateway().snapshot().lists().interest(&subject)
+    };
+    assert_eq!(interest("6412345678"), Interest::Canary(Some("alpha".into())));
+    assert_eq!((interest("6412345670"), interest("6412345671")), (Interest::Watched, Interest::None));
+    command(&world, &["audit", "epochs", "rotate", "--reason", "as planned"], 0);
+    assert_eq!(interest("6412345679"), Interest::Canary(Some("alpha".into())));
+
+    // A mistake is told by its line and leaves what is served as it is.
+    let file = world.directory().join("canaries");
+    let text = std::fs::read_to_string(&file).expect("a list");
+    std::fs::write(&file, text.clone() + "mobile 6412345671\n").expect("written");
+    for arguments in [&["reload"][..], &["lists", "check"]] {
+        let told = command(&world, arguments, 3);
+        assert!(
+            told.contains("canaries:4: canaries: its second word is no token") && !told.contains("64123"),
+            "{told}"
+        );
+    }
+    assert_eq!(interest("6412345678"), Interest::Canary(Some("alpha".into())));
+    std::fs::write(&file, text).expect("written");
+    command(&world, &["reload"], 0);
+    assert_eq!(world.ask(lookup("6412345678", "hw-1")).status, 200);
 }
