@@ -67,18 +67,17 @@ pub async fn contain(
     let order = Order { level, since, until, by: by.clone(), reason: reason.clone() };
     let before = gateway.state().set_order(&held, Some(order)).or(before).filter(|order| order.until > since);
     let from = before.map_or(Level::Open, |order| order.level);
-    let until = Some(until);
     gateway.moved(&Moved {
         partner: &partner,
         actor: held.1,
         from,
         to: level,
-        until,
+        until: Some(until),
         by: By::Operator(&by),
         reason: &reason,
     });
     let name = named(&partner, held.1);
-    let mut lines = vec![format!("{name}: {level} (was {from}) until {}", second(until.unwrap_or_default()))];
+    let mut lines = vec![format!("{name}: {level} (was {from}) until {}", second(until))];
     if gateway.state().freeze_of(&partner).is_some() {
         lines.push(format!("{partner} is frozen beside that, until it is thawed"));
     }

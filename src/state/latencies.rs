@@ -38,7 +38,7 @@ impl Latencies {
             micros => u64::from(micros) * 1_000,
         };
         // Between 15/16 and 17/16.
-        let beside = micros / 8 * (random >> 48) >> 16;
+        let beside = (micros / 8 * (random >> 48)) >> 16;
         Some(Duration::from_nanos(micros - micros / 16 + beside))
     }
 }
