@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::admin;
+use crate::alerts::{self, Alerts};
 use crate::audit::clock_sync::ClockStatus;
 use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
@@ -44,6 +45,7 @@ pub struct Gateway {
     pub request_lines: LogLimit,
     pub pressure: Pressure,
     pub audit: Audit,
+    pub alerts: Alerts,
     /// What was found out last about the system's clock.
     pub clock_status: ArcSwap<ClockStatus>,
     epochs: ArcSwap<EpochKeys>,
@@ -126,6 +128,7 @@ impl Gateway {
         let pressure = Pressure::of(&settings);
         let (phase, _) = watch::channel(Phase::Serving);
         let (audit, log) = Audit::open(&settings, clock.clone()).map_err(StartError::Failed)?;
+        let (alerts, raised) = Alerts::new(settings.alerts.queue_max, clock.clone());
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
             state,
@@ -139,6 +142,7 @@ impl Gateway {
             request_lines: LogLimit::of_requests(),
             pressure,
             audit,
+            alerts,
             clock_status: ArcSwap::default(),
             epochs: ArcSwap::from_pointee(epochs),
             changing_epochs: Mutex::new(()),
@@ -151,6 +155,7 @@ impl Gateway {
             tasks.push((format!("worker-{index}"), Box::new(task)));
         }
         tasks.push(("control".to_owned(), Box::new(move |gateway| admin::run(gateway, commands))));
+        tasks.push(("alerts".to_owned(), Box::new(move |gateway| alerts::run(&gateway, raised))));
         tasks.push(("persist".to_owned(), Box::new(persist)));
         tasks.push(("observe".to_owned(), Box::new(move |gateway| observe::run(runtime, gateway, observer))));
         let keeper = Keeper::start(&gateway, log).map_err(StartError::Failed)?;
@@ -180,9 +185,7 @@ impl Gateway {
 
     /// Tells operators of something.
     pub fn raise(&self, alert: Alert, decision: Option<Uuid>) {
-        let Alert { partner, actor, detector, severity, why, .. } = alert;
-        let decision = decision.map(tracing::field::display);
-        tracing::warn!(%partner, actor, detector, ?severity, why = why.join("; "), decision, "alert");
+        self.alerts.raise(alert, decision);
     }
 
     /// Keeps what the ledger holds beyond this process; whoever asked must not go on after an error.

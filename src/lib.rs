@@ -1,6 +1,7 @@
 //! Dwarpal: a whitelisted partner-API gateway. Modules in reading order.
 
 pub mod admin;
+pub mod alerts;
 pub mod audit;
 pub mod cli;
 pub mod clock;

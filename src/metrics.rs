@@ -13,6 +13,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::alerts::Alerts;
 use crate::audit::clock_sync::ClockStatus;
 use crate::audit::queue::Queue;
 use crate::clock::Timestamp;
@@ -78,6 +79,10 @@ pub struct Metrics {
     clock_offset: Gauge,
     clock_max_error: Gauge,
     clock_stratum: IntGauge,
+    alerts: IntCounterVec,
+    alert_deliveries: IntCounterVec,
+    alerts_waiting: IntGaugeVec,
+    alerts_dropped: IntCounter,
     log_lines_lost: IntCounter,
     series: IntGauge,
 }
@@ -344,6 +349,26 @@ impl Metrics {
                 let help = "Steps from a reference clock to the system's clock; 0 where nobody knows.";
                 register(&registry, IntGauge::new("dwarpal_clock_stratum", help)?)?
             },
+            alerts: counter(
+                "dwarpal_alerts_total",
+                "Alerts by partner, detector and severity, those that were no news included.",
+                &["partner", "detector", "severity"],
+            )?,
+            alert_deliveries: counter(
+                "dwarpal_alert_deliveries_total",
+                "Tries to tell a receiver of alerts, by result, and messages that were given up.",
+                &["receiver", "result"],
+            )?,
+            alerts_waiting: gauge(
+                "dwarpal_alerts_waiting",
+                "Messages that wait for a receiver, and alerts that nobody has looked at yet, under (raised).",
+                &["receiver"],
+            )?,
+            alerts_dropped: {
+                let help =
+                    "Alerts that found no room where they were raised: they are in the log, and told nowhere else.";
+                register(&registry, IntCounter::new("dwarpal_alerts_dropped_total", help)?)?
+            },
             log_lines_lost: {
                 let help = "Log lines that were lost because standard error was not read fast enough, or not at all.";
                 register(&registry, IntCounter::new("dwarpal_log_lines_lost_total", help)?)?
@@ -407,6 +432,25 @@ impl Metrics {
 
     pub fn audit_copy(&self, target: &str, result: &str) {
         self.audit_copy.with_label_values(&[target, result]).inc();
+    }
+
+    /// A detector said something.
+    pub fn alert(&self, partner: &str, detector: &str, severity: &str) {
+        self.alerts.with_label_values(&[partner, detector, severity]).inc();
+    }
+
+    pub fn alert_delivery(&self, receiver: &str, result: &str) {
+        self.alert_deliveries.with_label_values(&[receiver, result]).inc();
+    }
+
+    pub fn alerts_waiting(&self, receiver: &str, count: usize) {
+        self.alerts_waiting.with_label_values(&[receiver]).set(count as i64);
+    }
+
+    /// Where alerts are raised, as of now.
+    pub fn alerts_raised(&self, alerts: &Alerts) {
+        self.alerts_waiting("(raised)", alerts.waiting());
+        self.alerts_dropped.inc_by(alerts.dropped().saturating_sub(self.alerts_dropped.get()));
     }
 
     pub fn clock_status(&self, status: &ClockStatus) {

@@ -132,7 +132,8 @@ impl Grants {
         // What is not there, such as a file system that is not mounted, is told with the first checkpoint.
         let folders = copies.files.iter().flat_map(|file| directories(file));
         grants.append.extend(folders.filter(|folder| folder.is_dir()));
-        if copies.has_names() {
+        grants.read.extend(config.settings.alerts.files().flat_map(|file| directories(file)));
+        if copies.has_names() || config.settings.alerts.has_names() {
             let there = RESOLVER.iter().map(Path::new).filter(|file| file.exists());
             grants.files.extend(there.clone().map(Path::to_owned));
             // A resolver that writes its file anew does so where the link leads, to another file of that directory.

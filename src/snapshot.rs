@@ -14,15 +14,17 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use webpki::{BorrowedCertRevocationList, CertRevocationList, anchor_from_trusted_cert};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
+use crate::alerts::secret::Secret;
 use crate::clock::Timestamp;
 use crate::config::cases::Case;
 use crate::config::problem::Problem;
-use crate::config::settings::{Issuer, Settings, Tls};
+use crate::config::settings::{Issuer, ReceiverKind, Settings, Tls};
 use crate::config::{self, Config};
 use crate::demo::pki::is_development_ca;
 use crate::detect::Profile;
 use crate::lists::Lists;
 use crate::log::LogLimit;
+use crate::net::client;
 use crate::policy::networks::{NetworkId, Networks, Union};
 use crate::policy::route::{Place, RouteId};
 use crate::policy::{Partner, PartnerId, Policy};
@@ -318,6 +320,7 @@ impl Material {
                 at(&issuer.place, "issuer.certificates", &issuer.certificates, message).with_hint(hint)
             }));
         }
+        problems.extend(receiver_problems(settings));
         let shared = shared_anchors(&settings.tls.issuers, &issuers);
         // That one CA now stands under two issuers is nothing that an old piece could mend.
         let usable = shared.is_empty() && (old.is_some() || problems.is_empty());
@@ -332,6 +335,24 @@ impl Material {
         let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
         Ok(Material { trust: Arc::new(trust), own, upstreams, lists })
     }
+}
+
+/// What is wrong with the files by which alerts are sent. They are read again for each message: nothing of them is kept.
+fn receiver_problems(settings: &Settings) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for receiver in &settings.alerts.receivers {
+        if let ReceiverKind::Webhook { secret } = &receiver.kind
+            && let Err(why) = Secret::load(secret)
+        {
+            problems.push(at(&receiver.place, "alerts.webhook.secret", secret, why));
+        }
+        if let Some(ca) = &receiver.ca
+            && let Err(why) = client::roots(ca)
+        {
+            problems.push(at(&receiver.place, "alerts.ca", ca, why));
+        }
+    }
+    problems
 }
 
 /// A CA stands under one issuer: whom its certificates name would otherwise hang on the order of the issuers.

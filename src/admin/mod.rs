@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use crate::alerts::{self, Tested};
 use crate::audit::event::{self, Event};
 use crate::clock::Timestamp;
 use crate::containment::By;
@@ -61,6 +62,8 @@ pub enum Command {
     },
     /// Signs the audit's tree as it is now.
     Checkpoint,
+    /// Sends a test to every receiver of alerts.
+    TestAlerts,
     /// Every epoch; as a line of JSON each, or for people.
     Epochs {
         json: bool,
@@ -174,6 +177,7 @@ async fn obeyed(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
         Command::Release { partner, .. } => Some(format!("release {partner}")),
         Command::Standing { .. } => None,
         Command::Checkpoint => Some("checkpoint".to_owned()),
+        Command::TestAlerts => Some("test alerts".to_owned()),
         Command::Epochs { .. } => None,
         Command::RotateEpochs { .. } => Some("rotate epochs".to_owned()),
         Command::DestroyEpoch { number, .. } => Some(format!("destroy epoch {number}")),
@@ -237,6 +241,7 @@ async fn obey(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
         }
         Command::Standing { partner, json } => containment::standing(&gateway, partner.as_deref(), json),
         Command::Checkpoint => checkpoint(gateway).await,
+        Command::TestAlerts => test_alerts(&gateway).await,
         Command::Epochs { json } => epochs::list(&gateway, json),
         Command::RotateEpochs { reason } => waited(move || epochs::rotate(&gateway, &by, &reason)).await,
         Command::DestroyEpoch { number, reason } => {
@@ -284,6 +289,22 @@ async fn checkpoint(gateway: Arc<Gateway>) -> Answer {
             Answer { outcome: Outcome::Failed, lines: vec![line] }
         }
     }
+}
+
+async fn test_alerts(gateway: &Gateway) -> Answer {
+    let tested = alerts::test(gateway).await;
+    let failed = tested.iter().any(|one| one.outcome.is_err());
+    let mut lines: Vec<_> = tested
+        .iter()
+        .map(|Tested { receiver, url, outcome }| match outcome {
+            Ok(status) => format!("{receiver}: {url} answers {status}"),
+            Err(why) => format!("{receiver}: {url} has not taken it: {why}"),
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push("no receiver is configured; alerts are in the log, the metrics and the audit".to_owned());
+    }
+    Answer { outcome: if failed { Outcome::Failed } else { Outcome::Done }, lines }
 }
 
 async fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: Arc<Gateway>) -> Answer {

@@ -55,6 +55,9 @@ pub enum Event<'a> {
     Containment(Containment<'a>),
     #[serde(borrow)]
     Epoch(Epoch<'a>),
+    /// What operators were told of a partner or an actor.
+    #[serde(borrow)]
+    Alert(Alert<'a>),
     #[serde(borrow)]
     Start(Start<'a>),
     Stop(Stop),
@@ -436,6 +439,43 @@ pub struct Epoch<'a> {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert<'a> {
+    pub v: u8,
+    pub time: Timestamp,
+    /// The decision that it came with.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id: Option<Uuid>,
+    /// `raised`, `escalated`, `repeated`, `counted` or `resolved`.
+    #[serde(borrow)]
+    pub change: Cow<'a, str>,
+    #[serde(borrow)]
+    pub partner: Cow<'a, str>,
+    /// Keyed mark of the end user as asserted by the partner.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub actor: Option<Mark>,
+    #[serde(borrow)]
+    pub detector: Cow<'a, str>,
+    #[serde(borrow)]
+    pub severity: Cow<'a, str>,
+    /// The top reasons with their numbers.
+    #[serde(borrow, default)]
+    pub why: Vec<Cow<'a, str>>,
+    /// Where on the ladder it was moved from and to, and until when.
+    #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
+    pub to: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub until: Option<Timestamp>,
+    /// People disclosed since it began.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exposed: Option<u32>,
+    /// How often detectors said so since `first`.
+    pub count: u64,
+    pub first: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start<'a> {
     pub v: u8,
     pub time: Timestamp,
@@ -540,6 +580,7 @@ impl<'a> Event<'a> {
             Event::Freeze(freeze) => freeze.time,
             Event::Containment(moved) => moved.time,
             Event::Epoch(epoch) => epoch.time,
+            Event::Alert(alert) => alert.time,
             Event::Start(start) => start.time,
             Event::Stop(stop) => stop.time,
             Event::Gap(gap) => gap.time,
@@ -554,6 +595,7 @@ impl<'a> Event<'a> {
         match self {
             Event::Disclosure(request) | Event::Denied(request) => Some(request.id),
             Event::Closed(closed) => Some(closed.id),
+            Event::Alert(alert) => alert.id,
             _ => None,
         }
     }
@@ -574,6 +616,7 @@ impl<'a> Event<'a> {
             Event::Closed(closed) => closed.partner.as_deref(),
             Event::Freeze(freeze) => Some(&freeze.partner),
             Event::Containment(moved) => Some(&moved.partner),
+            Event::Alert(alert) => Some(&alert.partner),
             _ => None,
         }
     }
@@ -778,6 +821,23 @@ mod tests {
                 reason: text(),
             }),
             Event::Epoch(Epoch { v, time, change: text(), number: 1, id: text(), by: text(), reason: text() }),
+            Event::Alert(Alert {
+                v,
+                time,
+                id: Some(id),
+                change: text(),
+                partner: text(),
+                actor: Some(Mark::from_bytes([9; 16])),
+                detector: text(),
+                severity: text(),
+                why: vec![text()],
+                from: Some(text()),
+                to: Some(text()),
+                until: Some(time),
+                exposed: Some(18),
+                count: 3,
+                first: time,
+            }),
             Event::Start(Start {
                 v,
                 time,

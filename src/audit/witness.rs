@@ -17,7 +17,7 @@ use super::note::{Checkpoint, Note, Signature};
 use super::tree::Hash;
 use crate::config::settings::{AuditCopies, Endpoint, Witness};
 use crate::metrics::Metrics;
-use crate::net::client;
+use crate::net::client::{self, Message};
 
 /// Sends checkpoints to everybody who is configured.
 #[derive(Debug, Default)]
@@ -153,8 +153,9 @@ fn request(old: u64, proof: &[Hash], note: &str) -> String {
 }
 
 async fn ask(at: usize, witness: Witness, request: String) -> Sent {
-    let answer = client::post(&witness.url, "/add-checkpoint", witness.ca.as_deref(), request, ANSWER_BYTES_MAX).await;
-    Sent::Answered(at, answer.map(|(status, body)| (status, body.to_vec())))
+    let answer =
+        client::post(&witness.url, "/add-checkpoint", witness.ca.as_deref(), Message::text(request), ANSWER_BYTES_MAX);
+    Sent::Answered(at, answer.await.map(|(status, body)| (status, body.to_vec())))
 }
 
 enum Judged {
@@ -215,7 +216,7 @@ fn conclude(metrics: &Metrics, witness: &Witness, result: &'static str, why: &st
 }
 
 async fn copy_to_url(endpoint: Endpoint, ca: Option<PathBuf>, note: String) -> Sent {
-    let outcome = match client::post(&endpoint, "", ca.as_deref(), note, ANSWER_BYTES_MAX).await {
+    let outcome = match client::post(&endpoint, "", ca.as_deref(), Message::text(note), ANSWER_BYTES_MAX).await {
         Ok((200..300, _)) => Ok(()),
         Ok((status, _)) => Err(format!("it answers {status}")),
         Err(why) => Err(why),

@@ -1,6 +1,7 @@
 //! The command line: one file a command. Exit codes: 0 yes, 1 no, 2 the command makes no sense, 3 the configuration is
 //! refused, 4 it could not be done.
 
+mod alerts;
 mod audit;
 mod check;
 mod control;
@@ -58,6 +59,9 @@ enum Command {
     /// People whose lookups are told of: watched ones, and canaries
     #[command(subcommand)]
     Lists(lists::Command),
+    /// How operators hear of misuse
+    #[command(subcommand)]
+    Alerts(alerts::Alerts),
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
@@ -119,6 +123,7 @@ pub fn run() -> ExitCode {
         Command::Status(target) => control::status(target),
         Command::Audit(command) => audit::run(command),
         Command::Lists(command) => lists::run(command),
+        Command::Alerts(command) => alerts::run(command),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),
     };

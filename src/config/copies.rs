@@ -56,7 +56,7 @@ fn witness(table: &Reader, directory: &Path) -> Option<Witness> {
 }
 
 /// `https://HOST[:PORT][/PATH]`; plain text stays on this machine.
-fn endpoint(text: &str) -> Result<Endpoint, String> {
+pub fn endpoint(text: &str) -> Result<Endpoint, String> {
     let wrong = || "it is https://HOST[:PORT]/PATH; http:// only to a loopback address".to_owned();
     let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
         (Some(rest), _) => (true, rest),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::alerts::{alerts, default_alerts};
 use super::copies::copies;
 use super::network_file::parse_cidr;
 use super::reader::{Reader, parse_bytes};
@@ -47,6 +48,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let data = root.table("data", |table| data(table, directory));
     let audit = root.want_table("audit", |table| audit(table, directory));
     let epochs = root.want_table("epochs", epochs);
+    let alerts = root.want_table("alerts", |table| alerts(table, directory));
     let clock = root.want_table("clock", clock);
     let lists = root.want_table("lists", |table| lists(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
@@ -70,6 +72,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             audit: named_after(audit.flatten().unwrap_or_else(default_audit), &hosts),
             directory: data?,
             epochs: epochs.flatten().unwrap_or_else(default_epochs),
+            alerts: alerts.flatten().unwrap_or_else(default_alerts),
             clock: clock.flatten().unwrap_or_else(default_clock),
             lists: lists.flatten().unwrap_or_default(),
             backends,

@@ -1,5 +1,6 @@
 //! Text to policy and settings, or every error at once. Reads files; opens nothing, spawns nothing, changes nothing.
 
+pub mod alerts;
 pub mod cases;
 pub mod copies;
 pub mod gateway;

@@ -26,6 +26,7 @@ pub struct Settings {
     pub directory: PathBuf,
     pub audit: Audit,
     pub epochs: Epochs,
+    pub alerts: Alerts,
     pub clock: ClockSources,
     pub lists: lists::Files,
     pub backends: Vec<Backend>,
@@ -190,6 +191,49 @@ pub struct Endpoint {
     pub path: String,
 }
 
+/// Whom alerts are told, besides the log, the metrics and the audit.
+#[derive(Clone, Debug)]
+pub struct Alerts {
+    pub actors: ActorNames,
+    /// An alert that goes on is told again after so long; in between it is counted.
+    pub repeat: Duration,
+    /// An alert that did not come again for so long is over, unless it holds somebody on the ladder.
+    pub quiet: Duration,
+    /// How often Alertmanagers are told of what goes on.
+    pub resend: Duration,
+    /// Alerts that wait to be looked at, and messages that wait for one receiver.
+    pub queue_max: usize,
+    pub receivers: Vec<Receiver>,
+}
+
+/// What actors are called outside of the audit, where they are always marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActorNames {
+    /// As their partner calls them.
+    Clear,
+    /// By their mark under the epoch's key.
+    Token,
+}
+
+/// Somebody who is told of alerts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receiver {
+    pub name: Arc<str>,
+    pub url: Endpoint,
+    /// The only CAs that may vouch for its server, PEM.
+    pub ca: Option<PathBuf>,
+    pub kind: ReceiverKind,
+    pub place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceiverKind {
+    /// Gets each message once, signed with the secret in this file (Standard Webhooks).
+    Webhook { secret: PathBuf },
+    /// Gets all alerts that go on, again and again.
+    Alertmanager,
+}
+
 /// Who is asked about the system's clock, in this order; then the kernel is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockSources {
@@ -343,6 +387,11 @@ impl Settings {
         self.directory.join("audit.key")
     }
 
+    /// The file of alerts that go on, and of messages that nobody has taken yet.
+    pub fn alerts_file(&self) -> PathBuf {
+        self.state_directory().join("alerts.json")
+    }
+
     /// Where a running gateway takes commands.
     pub fn control_socket(&self) -> PathBuf {
         control_socket(&self.directory)
@@ -368,7 +417,37 @@ impl AuditCopies {
     /// Whether a name has to be looked up to reach them all.
     pub fn has_names(&self) -> bool {
         let mut endpoints = self.urls.iter().chain(self.witnesses.iter().map(|witness| &witness.url));
-        endpoints.any(|endpoint| endpoint.host.parse::<IpAddr>().is_err())
+        endpoints.any(Endpoint::is_named)
+    }
+}
+
+impl Alerts {
+    /// How long an Alertmanager believes an alert that it is not told again: some messages may fail.
+    pub fn believed_for(&self) -> Duration {
+        self.resend * 4
+    }
+
+    /// Every file of certificates and secrets.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.receivers.iter().flat_map(|receiver| {
+            let secret = match &receiver.kind {
+                ReceiverKind::Webhook { secret } => Some(secret),
+                ReceiverKind::Alertmanager => None,
+            };
+            receiver.ca.iter().chain(secret)
+        })
+    }
+
+    /// Whether a name has to be looked up to reach them all.
+    pub fn has_names(&self) -> bool {
+        self.receivers.iter().any(|receiver| receiver.url.is_named())
+    }
+}
+
+impl Endpoint {
+    /// Whether a name has to be looked up to reach it.
+    pub fn is_named(&self) -> bool {
+        self.host.parse::<IpAddr>().is_err()
     }
 }
 

@@ -13,6 +13,25 @@ pub use crate::policy::containment::Level;
 use crate::policy::reason::Reason;
 use crate::subject::{Features, Kind, Mark};
 
+pub mod contacts;
+mod evidence;
+mod fleet;
+mod identifiers;
+mod interest;
+mod key_use;
+mod ladder;
+mod misses;
+mod novelty;
+mod params;
+mod pending;
+mod volume;
+mod watch;
+
+pub use fleet::Fleet;
+pub use ladder::Hold;
+pub use params::{Detectors, Misses as MissParams, Params};
+pub use watch::{Standing, Ticket, Watch};
+
 /// What kind of caller a partner is by its contract; [`Class::Unknown`] has the strictest defaults that honour the contract.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -38,6 +57,8 @@ pub struct Profile {
     pub actors: bool,
     /// Never frozen automatically.
     pub critical: bool,
+    /// The numbers that detectors decide by; `Default` is what ships.
+    pub params: Arc<Params>,
 }
 
 /// Whether a person is on one of the operator's lists.
@@ -136,23 +157,4 @@ pub struct Ruling {
     /// What [`Watch::answered`] needs; or why the lookup is refused.
     pub verdict: Result<Ticket, Reason>,
     pub alerts: Vec<Alert>,
-}
-
-/// An allowed lookup under way; its outcome is folded with it.
-#[derive(Debug)]
-#[must_use]
-pub struct Ticket {}
-
-/// All that is remembered of how one partner asks.
-#[derive(Debug, Default)]
-pub struct Watch {}
-
-impl Watch {
-    pub fn asked(&mut self, _profile: &Profile, _asked: &Asked) -> Ruling {
-        Ruling { verdict: Ok(Ticket {}), alerts: Vec::new() }
-    }
-
-    pub fn answered(&mut self, _profile: &Profile, _ticket: Ticket, _outcome: Outcome, _now: Timestamp) -> Vec<Alert> {
-        Vec::new()
-    }
 }

@@ -1,5 +1,5 @@
 //! A small HTTP client: one request, one connection. With a client certificate for the demo's tour, without one for the
-//! audit's checkpoints.
+//! audit's checkpoints and for alerts.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -57,7 +57,8 @@ fn trust(ca: &Path) -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-fn roots(ca: &Path) -> Result<rustls::RootCertStore, String> {
+/// The CAs of a file, of which there has to be one.
+pub fn roots(ca: &Path) -> Result<rustls::RootCertStore, String> {
     let mut roots = rustls::RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(ca).map_err(named(ca))? {
         roots.add(root.map_err(named(ca))?).map_err(|error| format!("{}: {error}", ca.display()))?;
@@ -73,23 +74,44 @@ fn named(path: &Path) -> impl Fn(rustls::pki_types::pem::Error) -> String {
     move |error| format!("{path}: {error}")
 }
 
-/// Posts a text and reads the answer: its status, and its body of at most so many bytes. `ca` is for an endpoint with TLS.
+/// What is posted, and what is said of it.
+#[derive(Debug)]
+pub struct Message {
+    pub content_type: &'static str,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: String,
+}
+
+impl Message {
+    pub fn text(body: String) -> Message {
+        Message { content_type: "text/plain; charset=utf-8", headers: Vec::new(), body }
+    }
+
+    pub fn json(body: String) -> Message {
+        Message { content_type: "application/json", headers: Vec::new(), body }
+    }
+}
+
+/// Posts a message and reads the answer: its status, and its body of at most so many bytes. `ca` is for an endpoint with TLS.
 pub async fn post(
     to: &Endpoint,
     path: &str,
     ca: Option<&Path>,
-    text: String,
+    Message { content_type, headers, body }: Message,
     bytes_max: usize,
 ) -> Result<(u16, Bytes), String> {
     let posted = async {
         let stream =
             TcpStream::connect((&*to.host, to.port)).await.map_err(|error| format!("no connection: {error}"))?;
         let host = if to.host.contains(':') { format!("[{}]", to.host) } else { to.host.clone() };
-        let request = Request::post(format!("{}{path}", to.path))
+        let target = format!("{}{path}", to.path);
+        let mut request = Request::post(if target.is_empty() { "/" } else { &target })
             .header("host", format!("{host}:{}", to.port))
-            .header("content-type", "text/plain; charset=utf-8")
-            .body(Full::new(Bytes::from(text)))
-            .map_err(|error| error.to_string())?;
+            .header("content-type", content_type);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| error.to_string())?;
         let response = match (to.tls, ca) {
             (false, _) => on(stream, request, bytes_max).await,
             (true, None) => return Err("no CA for https".to_owned()),

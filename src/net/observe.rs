@@ -133,6 +133,7 @@ fn respond(request: &Request<Incoming>, gateway: &Gateway) -> Response<Full<Byte
         "/metrics" => {
             let (open, now) = (gateway.load.open(), gateway.clock.now());
             gateway.metrics.audit_queue(&gateway.audit.queue);
+            gateway.metrics.alerts_raised(&gateway.alerts);
             gateway.metrics.state_kept(!gateway.state().is_broken(), gateway.state().failures());
             let rendered = gateway.metrics.render(&gateway.snapshot(), open, &gateway.pressure, now);
             let mut response = text(StatusCode::OK, rendered.into());

@@ -196,6 +196,10 @@ const MISTAKES: &[Mistake] = &[
     (GATEWAY, "#   checkpoint_urls = [\"https://10.0.0.9/checkpoints\"]", "[audit]\ncheckpoint_urls = [\"http://10.0.0.9/checkpoints\"]", Of(GATEWAY, "checkpoint_urls = [\"http:"), "audit.checkpoint_urls", &["https://HOST", "only to a loopback address"]),
     (GATEWAY, "#   checkpoint_urls = [\"https://10.0.0.9/checkpoints\"]", "[audit]\ncheckpoint_urls = [\"https://10.0.0.9/checkpoints\"]", Of(GATEWAY, "checkpoint_urls = [\"https:"), "audit.checkpoint_urls", &["https without a CA", "in checkpoint_ca"]),
     (GATEWAY, "#   [[audit.witness]] ", "[[audit.witness]]\nname = \"w\"\nvkey = \"witness\"\nurl = \"http://127.0.0.1/\"\n#", Of(GATEWAY, "vkey = \"witness\""), "audit.witness[0].vkey = \"witness\"", &["NAME+ID+BASE64"]),
+    (GATEWAY, "# actors = \"clear\"", "[alerts]\nactors = \"both\"", Of(GATEWAY, "actors = \"both\""), "alerts.actors = \"both\"", &["\"clear\" or \"token\""]),
+    (GATEWAY, "#   [[alerts.webhook]] ", "[[alerts.webhook]]\nname = \"w\"\nurl = \"http://127.0.0.1/\"\n#", Of(GATEWAY, "[[alerts.webhook]]"), "alerts.webhook[0].secret", &["missing"]),
+    (GATEWAY, "#   [[alerts.alertmanager]] ", "[[alerts.alertmanager]]\nname = \"a\"\nurl = \"http://10.0.0.9:9093\"\n#", Of(GATEWAY, "url = \"http://10.0.0.9:9093\""), "alerts.alertmanager[0].url", &["https://HOST", "only to a loopback address"]),
+    (GATEWAY, "#   [[alerts.alertmanager]] ", "[[alerts.alertmanager]]\nname = \"a\"\nurl = \"http://127.0.0.1/\"\n[[alerts.alertmanager]]\nname = \"a\"\nurl = \"http://127.0.0.2/\"\n#", Of(GATEWAY, "[[alerts.alertmanager]]"), "alerts.alertmanager", &["two receivers are called a", "its own name"]),
     // Names: unknown, taken, or for the same thing.
     (ICMR, "issuer = \"partners\"", "issuer = \"partner\"", Changed, "identity[0].issuer = \"partner\"", &["no such [[issuer]]; there are: partners"]),
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-adhaar\"", Changed, "grant[1].route = \"lookup-by-adhaar\"", &["no such [[route]]; there are: lookup-by-mobile, "]),

@@ -1,5 +1,7 @@
 //! What holds of the whole? One integration binary; these modules are its table of contents.
 
+/// What operators are told: a real Alertmanager, webhooks that verify, fail, hang and are full.
+mod alerts;
 /// A log that was written here, verified by Go's transparency log.
 mod audit_go;
 /// Several servers, one of them down; a zoo of answers that no partner may see; TLS and HTTP/2 to the backend.

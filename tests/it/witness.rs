@@ -97,6 +97,11 @@ impl FakeWitness {
     }
 }
 
+/// A witness behind TLS.
+fn serve_witness_by_tls(address: &str, witness: Arc<Mutex<FakeWitness>>) -> SocketAddr {
+    serve_tls(address, move |body| witness.lock().expect("witness").add_checkpoint(body))
+}
+
 fn endpoint(address: SocketAddr, tls: bool, path: &str) -> Endpoint {
     let url = format!("{}://{address}{path}", if tls { "https" } else { "http" });
     Endpoint { url: url.into(), tls, host: address.ip().to_string(), port: address.port(), path: path.to_owned() }
@@ -257,8 +262,8 @@ fn a_witness_that_does_not_sign_this_is_told_apart_and_holds_up_no_other() {
     silent.stop();
 }
 
-/// A witness behind TLS, with the certificate of the tests' gateway: for localhost and 127.0.0.1.
-fn serve_tls(address: &str, witness: Arc<Mutex<FakeWitness>>) -> SocketAddr {
+/// A server behind TLS, with the certificate of the tests' gateway: for localhost and 127.0.0.1. `answer` gets each body.
+pub fn serve_tls(address: &str, answer: impl Fn(&str) -> (u16, String) + Send + 'static) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder =
         ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
@@ -284,8 +289,7 @@ fn serve_tls(address: &str, witness: Arc<Mutex<FakeWitness>>) -> SocketAddr {
             if length == 0 || reader.read_exact(&mut body).is_err() {
                 continue;
             }
-            let (status, text) =
-                witness.lock().expect("witness").add_checkpoint(&String::from_utf8(body).expect("a text"));
+            let (status, text) = answer(&String::from_utf8(body).expect("a text"));
             let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: {}\r\n\r\n{text}", text.len());
             let _ = reader.get_mut().write_all(answer.as_bytes());
         }
@@ -306,7 +310,7 @@ fn a_witness_behind_tls_is_believed_only_with_a_certificate_of_its_ca_and_name()
         ("127.0.0.5", &right, "failed"),
     ] {
         let fake = Arc::new(Mutex::new(FakeWitness::new(7)));
-        let url = endpoint(serve_tls(address, fake.clone()), true, "");
+        let url = endpoint(serve_witness_by_tls(address, fake.clone()), true, "");
         let one = Witness { ca: Some(ca.clone()), ..witness("one", &fake.lock().expect("witness").key, url) };
         let mut sender = Sender::new(&AuditCopies { witnesses: vec![one], ..AuditCopies::default() });
         assert_eq!(sender.publish(3).len(), usize::from(result == "ok"), "{address} {}", ca.display());
@@ -364,7 +368,7 @@ fn copies_leave_the_machine_and_one_that_cannot_holds_up_no_other() {
 fn a_confined_gateways_checkpoints_arrive_and_come_back_signed() {
     let fake = Arc::new(Mutex::new(FakeWitness { log: None, ..FakeWitness::new(7) }));
     // By name: its address is found from within the sandbox.
-    let server = serve_tls("127.0.0.1", fake.clone());
+    let server = serve_witness_by_tls("127.0.0.1", fake.clone());
     let (elsewhere, key) = (TempDir::new().expect("directory"), fake.lock().expect("witness").key.cosigner_vkey());
     let copies = elsewhere.path().join("checkpoints");
     let audit = format!(

@@ -1,0 +1,100 @@
+//! Volume: more first contacts than the busiest of past days had, at a human's pace and over a day. The people of a repeat,
+//! a retry or a back-fill are no first contacts.
+
+use serde::{Deserialize, Serialize};
+
+use super::params::Params;
+use crate::clock::Timestamp;
+
+/// Leaky counts of first contacts, and the peaks they reached on past days.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Pace {
+    at: Timestamp,
+    fast: f32,
+    slow: f32,
+    /// Distinct known people asked for: work that brings some first contacts with it.
+    known_fast: f32,
+    known_slow: f32,
+    today: u32,
+    days: u16,
+    top_fast: f32,
+    top_slow: f32,
+    pub peak_fast: f32,
+    pub peak_slow: f32,
+}
+
+/// What is ordinary.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub fast: f32,
+    pub slow: f32,
+}
+
+const FAST: f32 = 600.0;
+const SLOW: f32 = 43_200.0;
+const DAY: u64 = 86_400;
+const PEAK_FADES: f32 = 0.98;
+
+impl Pace {
+    /// Whether a day ended, with its tops.
+    pub fn pass(&mut self, params: &Params, now: Timestamp, calm: bool) -> Option<(f32, f32)> {
+        let gap = now.since(self.at).as_secs_f32();
+        self.at = self.at.max(now);
+        if gap > 0.0 {
+            let (fast, slow) = ((-gap / FAST).exp(), (-gap / SLOW).exp());
+            self.fast *= fast;
+            self.known_fast *= fast;
+            self.slow *= slow;
+            self.known_slow *= slow;
+        }
+        let day = (now.unix_seconds() / DAY) as u32;
+        if day <= self.today {
+            return None;
+        }
+        let began = self.today == 0;
+        self.today = day;
+        let tops = (self.top_fast, self.top_slow);
+        (self.top_fast, self.top_slow) = (0.0, 0.0);
+        if began || tops.1 == 0.0 {
+            return None;
+        }
+        if calm {
+            let grow = |peak: f32, top: f32, young: bool| {
+                let most = if young { f32::MAX } else { peak * (1.0 + params.peak_growth) + 2.0 };
+                (peak * PEAK_FADES).max(top.min(most))
+            };
+            let young = self.days < 7;
+            self.peak_fast = grow(self.peak_fast, tops.0, young);
+            self.peak_slow = grow(self.peak_slow, tops.1, young);
+            self.days = self.days.saturating_add(1);
+        }
+        calm.then_some(tops)
+    }
+
+    pub fn first_contact(&mut self, weight: f32) {
+        self.fast += weight;
+        self.slow += weight;
+        self.top_fast = self.top_fast.max(self.fast);
+        self.top_slow = self.top_slow.max(self.slow);
+    }
+
+    pub fn known(&mut self) {
+        self.known_fast += 1.0;
+        self.known_slow += 1.0;
+    }
+
+    pub fn start_over(&mut self) {
+        (self.fast, self.slow) = (0.0, 0.0);
+    }
+
+    pub fn say(&self, params: &Params, limits: Limits) -> f32 {
+        if !params.on.volume {
+            return 0.0;
+        }
+        let fast = self.fast / (limits.fast + params.known_explains * self.known_fast);
+        let slow = self.slow / (limits.slow + params.known_explains * self.known_slow);
+        let small = |ratio: f32| (8.0 * (ratio - 1.0)).clamp(0.0, 6.0);
+        let large = |ratio: f32| (4.0 * (ratio - 3.0)).max(0.0);
+        (small(fast).max(small(slow)) + large(fast).max(large(slow))).min(2.0 * params.volume_most)
+    }
+}

@@ -1,0 +1,497 @@
+//! One partner's memory, and the two halves of a lookup.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::contacts::{Contact, Contacts};
+use super::evidence::{Part, Sum, Unit};
+use super::identifiers::{self, Space};
+use super::key_use::{Hours, Sources};
+use super::ladder::{Hold, step_up};
+use super::misses::Misses;
+use super::novelty::Novelty;
+use super::params::Params;
+use super::pending::Pending;
+use super::volume::Limits;
+use super::{Actor, Alert, Asked, Interest, Level, Outcome, Profile, Ruling, Severity, Step, interest};
+use crate::clock::Timestamp;
+use crate::policy::reason::Reason;
+use crate::subject::{Features, Kind, Mark};
+
+/// An allowed lookup under way; its outcome is folded with it.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket {
+    asked: Timestamp,
+    kind: Kind,
+    features: Features,
+    /// A first contact without consent: what evidence is made of.
+    first: bool,
+    pending: bool,
+    strange: bool,
+    neighbours: u32,
+    source: std::net::IpAddr,
+    actor: Option<(Mark, Box<str>)>,
+}
+
+/// All that is remembered of how one partner asks.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Watch {
+    began: Option<Timestamp>,
+    aged: Timestamp,
+    partner: Unit,
+    actors: HashMap<Mark, Unit>,
+    sources: Sources,
+    contacts: Contacts,
+    misses: Misses,
+    space: Space,
+    novelty: Novelty,
+    hours: Hours,
+    /// Mean daily tops of actors, from which a newcomer is judged.
+    actor_fast: f32,
+    actor_slow: f32,
+    #[serde(skip)]
+    pending: Pending,
+}
+
+/// Where a partner and its actors stand now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Standing {
+    pub level: Level,
+    pub until: Option<Timestamp>,
+    pub by_operator: bool,
+    /// Those that are not open.
+    pub actors: Vec<(Mark, Hold)>,
+}
+
+/// Whom evidence is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Partner,
+    Actor,
+    Source,
+}
+
+impl Watch {
+    /// The asked half: folds what shows before an outcome is known, and rules.
+    pub fn asked(&mut self, profile: &Profile, asked: &Asked) -> Ruling {
+        let params = &*profile.params;
+        let now = asked.now;
+        let began = *self.began.get_or_insert(now);
+        if now.since(self.aged) >= Duration::from_secs(3_600) {
+            self.aged = now;
+            self.contacts.age(now, params.known_after);
+            self.forget_actors(params);
+        }
+        let mut alerts = Vec::new();
+        let place = self.sources.place(asked.source, now, params.sources_max);
+        let new_source = self.sources.is_new(params, place, began, now);
+        let contact = asked.subject.as_ref().map(|subject| self.contacts.find(&subject.person));
+
+        // An actor is remembered once there is something to remember: the users of a citizen app are not.
+        let tell =
+            asked.subject.is_err() || !asked.consent || profile.consent_required && contact == Ok(Contact::First);
+        let actor = asked.actor.filter(|actor| tell || self.actors.contains_key(&actor.mark));
+        if let Some(actor) = actor {
+            self.meet(&actor);
+        }
+        self.pass(params, actor.as_ref(), place, now);
+        self.hours.learn(now);
+
+        let subject = match &asked.subject {
+            Ok(subject) => subject,
+            Err(reason) => {
+                let nats = identifiers::invalid(params, asked.kind, false);
+                let mark = actor.map(|actor| actor.mark);
+                let held = self.refusal(mark, place, Contact::First, false, now);
+                self.each_charged(held, mark, place, |unit| unit.fold(params, Part::Invalid, nats));
+                if held.is_none() {
+                    self.judge(profile, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
+                }
+                return Ruling { verdict: Err(*reason), alerts };
+            }
+        };
+        let contact = contact.unwrap_or(Contact::First);
+        let first = contact == Contact::First && !asked.consent;
+        let strange = self.novelty.is_strange(&subject.features);
+        let neighbours = if first { self.space.neighbours(&subject.features) } else { 0 };
+        let mark = actor.map(|actor| actor.mark);
+
+        let held = self.refusal(mark, place, contact, asked.consent, now);
+        if first {
+            let series = self.novelty.say(params, asked.kind, strange);
+            let space = self.space.say(params, asked.kind, neighbours);
+            let hour = self.hours.say(params, now);
+            let source = self.sources.say(params, new_source);
+            // People who come together with numbers in a row are one event more than many.
+            let weight = if identifiers::in_rows(asked.kind) && neighbours >= 2 { 0.33 } else { 1.0 };
+            self.each_charged(held, mark, place, |unit| {
+                unit.pace.first_contact(weight);
+                unit.contacts = unit.contacts.saturating_add(1);
+                unit.fold(params, Part::Series, series);
+                unit.fold(params, Part::Neighbour, space);
+                unit.fold(params, Part::Hour, hour);
+                unit.fold(params, Part::Source, source);
+            });
+            self.space.add(&subject.features);
+        } else if contact == Contact::Known {
+            self.each(mark, place, |_, unit| unit.pace.known());
+        }
+        if first || subject.interest != Interest::None {
+            self.each_charged(held, mark, place, |unit| interest::fold(params, unit, &subject.interest, first));
+        }
+        if contact == Contact::First {
+            let valid = identifiers::invalid(params, asked.kind, true);
+            self.each_charged(held, mark, place, |unit| unit.fold(params, Part::Invalid, valid));
+        }
+        if subject.interest != Interest::None {
+            alerts.extend(self.told(profile, asked, &subject.interest));
+        }
+        if let Some(reason) = held {
+            return Ruling { verdict: Err(reason), alerts };
+        }
+        if first || subject.interest != Interest::None {
+            self.judge(profile, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
+            if let Some(reason) = self.refusal(mark, place, contact, asked.consent, now) {
+                return Ruling { verdict: Err(reason), alerts };
+            }
+        }
+        if first {
+            let full = |count: u32, most: u32| count >= most;
+            if full(self.pending.count(None, now), params.pending_partner)
+                || mark.is_some() && full(self.pending.count(mark, now), params.pending_actor)
+            {
+                return Ruling { verdict: Err(Reason::HeldPending), alerts };
+            }
+            self.pending.begin(mark, now);
+        }
+        if contact == Contact::First {
+            self.contacts.add(&subject.person, asked.consent, now, params.people_max);
+        }
+        self.sources.learn(new_source);
+        let ticket = Ticket {
+            asked: now,
+            kind: asked.kind,
+            features: subject.features,
+            first: contact == Contact::First && (!asked.consent || profile.consent_required),
+            pending: first,
+            strange,
+            neighbours,
+            source: asked.source,
+            actor: actor.map(|actor| (actor.mark, actor.name.into())),
+        };
+        Ruling { verdict: Ok(ticket), alerts }
+    }
+
+    /// The answered half. Every ticket comes back once, also one whose answer never came (`Unavailable`).
+    pub fn answered(&mut self, profile: &Profile, ticket: Ticket, outcome: Outcome, now: Timestamp) -> Vec<Alert> {
+        let params = &*profile.params;
+        let mut alerts = Vec::new();
+        let mark = ticket.actor.as_ref().map(|(mark, _)| *mark);
+        if ticket.pending {
+            self.pending.end(mark, ticket.asked);
+        }
+        let people = match outcome {
+            Outcome::Found { people } => people,
+            Outcome::NotFound | Outcome::Invalid => 0,
+            Outcome::Unavailable => return alerts,
+        };
+        if !ticket.first {
+            return alerts;
+        }
+        let place = self.sources.place(ticket.source, now, params.sources_max);
+        let hit = people > 0;
+        let said = self.misses.say(params, ticket.kind, hit);
+        let mut calm = true;
+        self.each(mark, place, |_, unit| {
+            unit.exposed = unit.exposed.saturating_add(people);
+            unit.fold(params, Part::Guess, said.guess);
+            unit.fold(params, Part::Stale, said.stale);
+            calm &= unit.hold.is_none();
+        });
+        let mark_name = ticket.actor.as_ref().map(|(mark, name)| (*mark, &**name));
+        let most = self.judge(profile, mark_name, ticket.source, now, &mut alerts);
+        if calm && most < params.warn / 2.0 {
+            self.misses.learn(ticket.kind, hit);
+            self.space.learn(ticket.kind, ticket.neighbours);
+            if hit {
+                self.novelty.learn(ticket.kind, &ticket.features, ticket.strange);
+            }
+        }
+        alerts
+    }
+
+    /// An operator puts the partner, or one actor, on a step; until it is released if no time is given.
+    pub fn contain(&mut self, actor: Option<Mark>, level: Level, until: Option<Timestamp>, now: Timestamp) {
+        let unit = match actor {
+            None => &mut self.partner,
+            Some(mark) => self.actors.entry(mark).or_default(),
+        };
+        unit.hold = Some(Hold { level, until, by_operator: true });
+        if unit.since == Timestamp::default() {
+            unit.since = now;
+        }
+    }
+
+    /// Lets go at once, and starts from no evidence.
+    pub fn release(&mut self, actor: Option<Mark>, _now: Timestamp) {
+        let unit = match actor {
+            None => Some(&mut self.partner),
+            Some(mark) => self.actors.get_mut(&mark),
+        };
+        if let Some(unit) = unit {
+            unit.hold = None;
+            unit.start_over();
+        }
+    }
+
+    pub fn standing(&self, now: Timestamp) -> Standing {
+        let current = |unit: &Unit| unit.hold.filter(|hold| !hold.is_over(now));
+        let mut actors: Vec<_> = self.actors.iter().filter_map(|(mark, unit)| Some((*mark, current(unit)?))).collect();
+        actors.sort_by_key(|(mark, _)| *mark);
+        let hold = current(&self.partner);
+        Standing {
+            level: hold.map_or(Level::Open, |hold| hold.level),
+            until: hold.and_then(|hold| hold.until),
+            by_operator: hold.is_some_and(|hold| hold.by_operator),
+            actors,
+        }
+    }
+
+    /// People remembered, for metrics.
+    pub fn people(&self) -> u64 {
+        self.contacts.people()
+    }
+
+    fn meet(&mut self, actor: &Actor) {
+        if !self.actors.contains_key(&actor.mark) {
+            let before = actor.previous.and_then(|previous| self.actors.remove(&previous));
+            self.actors.insert(actor.mark, before.unwrap_or_default());
+        }
+    }
+
+    /// Those longest quiet make room, a tenth at a time. Held ones stay.
+    fn forget_actors(&mut self, params: &Params) {
+        if self.actors.len() <= params.actors_max {
+            return;
+        }
+        let mut idle: Vec<_> =
+            self.actors.iter().filter(|(_, unit)| unit.hold.is_none()).map(|(mark, unit)| (unit.at(), *mark)).collect();
+        idle.sort();
+        let excess = self.actors.len() - params.actors_max + params.actors_max / 10;
+        for (_, mark) in idle.into_iter().take(excess) {
+            self.actors.remove(&mark);
+        }
+    }
+
+    fn each(&mut self, actor: Option<Mark>, source: usize, mut fold: impl FnMut(Who, &mut Unit)) {
+        fold(Who::Partner, &mut self.partner);
+        if let Some(unit) = actor.and_then(|mark| self.actors.get_mut(&mark)) {
+            fold(Who::Actor, unit);
+        }
+        fold(Who::Source, &mut self.sources.at(source).unit);
+    }
+
+    /// Those whose evidence a lookup is: when some of them are held for it, the others have no part in it.
+    fn each_charged(
+        &mut self,
+        held: Option<Reason>,
+        actor: Option<Mark>,
+        source: usize,
+        mut fold: impl FnMut(&mut Unit),
+    ) {
+        self.each(actor, source, |who, unit| {
+            if held.is_none() || unit.hold.is_some() || (who == Who::Actor && held == Some(Reason::HeldPartner)) {
+                fold(unit);
+            }
+        });
+    }
+
+    /// Time passes for the units of this lookup: evidence fades, holds end or go on.
+    fn pass(&mut self, params: &Params, actor: Option<&Actor>, source: usize, now: Timestamp) {
+        let mut tops = None;
+        self.each(actor.map(|actor| actor.mark), source, |who, unit| {
+            if let Some(hold) = unit.hold.filter(|hold| hold.is_over(now)) {
+                unit.pass(params, now);
+                let time = if who == Who::Partner { params.hold_partner } else { params.hold };
+                // What it asked for while held says whether it goes on.
+                let goes_on = !hold.by_operator && unit.asked_sum() >= params.pressed;
+                unit.hold = goes_on.then(|| Hold { until: Some(now.plus(time)), ..hold });
+                unit.start_over();
+                unit.freed = now;
+            }
+            let day = unit.pass(params, now);
+            if who == Who::Actor {
+                tops = day;
+            }
+        });
+        if let Some((fast, slow)) = tops {
+            self.actor_fast += 0.05 * (fast - self.actor_fast);
+            self.actor_slow += 0.05 * (slow - self.actor_slow);
+        }
+    }
+
+    fn limits(&self, profile: &Profile, who: Who, unit: &Unit, now: Timestamp) -> Limits {
+        let params = &*profile.params;
+        let contract = if profile.people_per_day > 0 { profile.people_per_day as f32 } else { f32::MAX };
+        let old = self.began.is_some_and(|began| now.since(began) >= params.learn_for);
+        let own = |peak: f32, slack: f32| peak * params.peak_margin + slack;
+        match who {
+            _ if !old => Limits { fast: f32::MAX, slow: contract.max(20.0) },
+            Who::Partner => Limits {
+                fast: own(unit.pace.peak_fast, 10.0),
+                slow: own(unit.pace.peak_slow, 10.0).min(contract.max(20.0)),
+            },
+            Who::Source => Limits { fast: f32::MAX, slow: f32::MAX },
+            Who::Actor => Limits {
+                fast: own(unit.pace.peak_fast, 4.0).max(2.0 * self.actor_fast + 4.0),
+                slow: own(unit.pace.peak_slow, 4.0).max(2.0 * self.actor_slow + 4.0),
+            },
+        }
+    }
+
+    /// Why this lookup is refused as things stand.
+    fn refusal(
+        &self,
+        actor: Option<Mark>,
+        source: usize,
+        contact: Contact,
+        consent: bool,
+        now: Timestamp,
+    ) -> Option<Reason> {
+        let holds = |unit: &Unit| unit.hold.is_some_and(|hold| !hold.is_over(now) && !hold.passes(contact, consent));
+        if actor.and_then(|mark| self.actors.get(&mark)).is_some_and(holds) {
+            return Some(Reason::HeldActor);
+        }
+        (holds(&self.partner) || holds(&self.sources.all()[source].unit)).then_some(Reason::HeldPartner)
+    }
+
+    /// Sums up the evidence and, where it suffices, takes the next step. Returns the highest sum.
+    fn judge(
+        &mut self,
+        profile: &Profile,
+        actor: Option<(Mark, &str)>,
+        address: std::net::IpAddr,
+        now: Timestamp,
+        alerts: &mut Vec<Alert>,
+    ) -> f32 {
+        let params = &*profile.params;
+        let began = self.began.unwrap_or(now);
+        let place = self.sources.place(address, now, params.sources_max);
+        let mut most = 0.0_f32;
+        let mut laid = false;
+        if let Some((mark, name)) = actor
+            && let Some(unit) = self.actors.get(&mark)
+        {
+            let sum = unit.sum(params, self.limits(profile, Who::Actor, unit, now));
+            most = most.max(sum.nats);
+            if let Some(unit) = self.actors.get_mut(&mark) {
+                laid |=
+                    act(profile, unit, Who::Actor, Some(name), &sum, params.contain, now, alerts, &mut self.contacts);
+            }
+        }
+        if self.sources.is_new(params, place, began, now) {
+            let limits = Limits { fast: f32::MAX, slow: f32::MAX };
+            let sum = self.sources.at(place).unit.sum(params, limits);
+            most = most.max(sum.nats);
+            let unit = &mut self.sources.at(place).unit;
+            laid |= act(profile, unit, Who::Source, None, &sum, params.contain, now, alerts, &mut self.contacts);
+        }
+        if laid {
+            // The evidence is theirs, not the partner's: it starts anew.
+            self.partner.start_over();
+            return most;
+        }
+        let sum = self.partner.sum(params, self.limits(profile, Who::Partner, &self.partner, now));
+        most = most.max(sum.nats);
+        let bar = if profile.actors { params.contain_whole_staff } else { params.contain_partner };
+        act(profile, &mut self.partner, Who::Partner, None, &sum, bar, now, alerts, &mut self.contacts);
+        most
+    }
+
+    fn told(&self, profile: &Profile, asked: &Asked, interest: &Interest) -> Option<Alert> {
+        let (detector, severity, why) = match interest {
+            Interest::None => return None,
+            Interest::Watched => {
+                let consent = if asked.consent { "with" } else { "without" };
+                (
+                    "watched-person",
+                    Severity::Info,
+                    format!("somebody on the watch list was asked for, {consent} consent"),
+                )
+            }
+            Interest::Canary(owner) => {
+                let owner = owner.as_ref().map(|owner| format!(", planted for {owner}")).unwrap_or_default();
+                ("canary", Severity::Warning, format!("a planted row that is nobody's was asked for{owner}"))
+            }
+        };
+        Some(Alert {
+            time: asked.now,
+            partner: profile.name.clone(),
+            actor: asked.actor.map(|actor| actor.name.to_owned()),
+            detector,
+            severity,
+            why: vec![why],
+            moved: None,
+            exposed: None,
+        })
+    }
+}
+
+/// Takes the step that the sum asks for, and tells. Whether it did.
+#[allow(clippy::too_many_arguments)]
+fn act(
+    profile: &Profile,
+    unit: &mut Unit,
+    who: Who,
+    actor: Option<&str>,
+    sum: &Sum,
+    bar: f32,
+    now: Timestamp,
+    alerts: &mut Vec<Alert>,
+    contacts: &mut Contacts,
+) -> bool {
+    let params = &*profile.params;
+    let held = unit.hold.filter(|hold| !hold.is_over(now));
+    let relapsed = unit.freed != Timestamp::default() && now.since(unit.freed) < params.relapse_for;
+    let bar = if relapsed { bar - params.relapse } else { bar };
+    let contains = sum.nats >= bar && held.is_none();
+    let warns =
+        sum.nats >= params.warn.max(bar) && now.since(unit.warned) >= Duration::from_secs(6 * 3_600) && held.is_none();
+    if !contains && !warns {
+        return false;
+    }
+    let moved = contains.then(|| {
+        let time = if who == Who::Partner { params.hold_partner } else { params.hold };
+        let hold = Hold { level: step_up(Level::Open), until: Some(now.plus(time)), by_operator: false };
+        unit.hold = Some(hold);
+        contacts.taint(unit.since);
+        Step { from: Level::Open, to: hold.level, until: hold.until }
+    });
+    unit.warned = now;
+    let (contacts, exposed, since) = (unit.contacts, unit.exposed, unit.since);
+    if contains {
+        unit.start_over();
+    }
+    let of = match (who, actor) {
+        (_, Some(name)) => format!(" by actor {name}, as asserted by {}", profile.name),
+        (Who::Source, None) => " from a source not seen before".to_owned(),
+        _ => String::new(),
+    };
+    let mut why =
+        vec![format!("{} first contacts without consent{of}, {} people disclosed since {}", contacts, exposed, since)];
+    why.extend(sum.top.iter().map(|(name, nats)| format!("{name}: {nats:.1} of {:.1} nats", sum.nats)));
+    alerts.push(Alert {
+        time: now,
+        partner: profile.name.clone(),
+        actor: actor.map(str::to_owned),
+        detector: sum.top.first().map_or("evidence", |(name, _)| name),
+        severity: if contains { Severity::Critical } else { Severity::Warning },
+        why,
+        moved,
+        exposed: contains.then_some(exposed),
+    });
+    contains
+}
