@@ -232,6 +232,7 @@ impl Gateway {
                 () = self.drained() => return,
             }
             self.rotate_when_due(&mut rotation_fails);
+            self.expire_orders();
             let broken = self.state.is_broken();
             // What failed was logged where it did.
             if self.state.persist(self.clock.now()).is_ok() && broken {

@@ -20,6 +20,7 @@ use crate::clock::Timestamp;
 use crate::log;
 use crate::policy::PartnerId;
 use crate::policy::admit::Standing;
+use crate::policy::containment::Level;
 use crate::policy::reason::Reason;
 use crate::pressure::Pressure;
 use crate::snapshot::Snapshot;
@@ -30,6 +31,8 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     shadow_refusals: IntCounterVec,
+    containment_level: IntGaugeVec,
+    containment_steps: IntCounterVec,
     gateway_seconds: HistogramVec,
     backend_seconds: HistogramVec,
     handshakes: IntCounterVec,
@@ -135,6 +138,16 @@ impl Metrics {
                 "dwarpal_shadow_refusals_total",
                 "What limits and networks in shadow would have refused, by partner and the reason for it.",
                 &["partner", "reason"],
+            )?,
+            containment_level: gauge(
+                "dwarpal_containment_level",
+                "Where operators have put a partner: 0 open, 1 known-only, 2 consent-only, 3 frozen.",
+                &["partner"],
+            )?,
+            containment_steps: counter(
+                "dwarpal_containment_steps_total",
+                "Steps of a partner or of its actors on the ladder, by where to and by whom: operator, automatic, expiry.",
+                &["partner", "to", "by"],
             )?,
             gateway_seconds: histogram(
                 "dwarpal_gateway_seconds",
@@ -381,6 +394,11 @@ impl Metrics {
         self.shadow_refusals.with_label_values(&[partner, reason.code()]).inc();
     }
 
+    /// A partner's, or one of its actors'.
+    pub fn containment_step(&self, partner: &str, to: Level, by: &str) {
+        self.containment_steps.with_label_values(&[partner, to.as_str(), by]).inc();
+    }
+
     pub fn latency(&self, route: &str, gateway: Duration, backend: Option<Duration>) {
         self.gateway_seconds.with_label_values(&[route]).observe(gateway.as_secs_f64());
         if let Some(backend) = backend {
@@ -562,7 +580,8 @@ impl Metrics {
         self.connections.set(connections as i64);
         self.generation.set(snapshot.generation as i64);
         // What is no longer configured must not be exported with its last value for ever.
-        for gauge in [&self.partner_connections, &self.in_flight, &self.limiter_entries, &self.networks, &self.frozen] {
+        let partners = [&self.partner_connections, &self.in_flight, &self.limiter_entries, &self.networks];
+        for gauge in partners.into_iter().chain([&self.frozen, &self.containment_level]) {
             gauge.reset();
         }
         self.network_last_match.reset();
@@ -583,7 +602,10 @@ impl Metrics {
             let (name, state) = (&*partner.name, snapshot.state(id));
             self.in_flight.with_label_values(&[name]).set(i64::from(state.in_flight()));
             self.partner_connections.with_label_values(&[name]).set(i64::from(state.connections()));
-            self.frozen.with_label_values(&[name]).set(i64::from(state.standing() == Standing::Frozen));
+            let frozen = state.standing(now) == Standing::Frozen;
+            let level = if frozen { Level::Frozen } else { state.hold(None, None, now).partner };
+            self.frozen.with_label_values(&[name]).set(i64::from(frozen));
+            self.containment_level.with_label_values(&[name]).set(level as i64);
             let (sources, subjects) = state.entries();
             self.limiter_entries.with_label_values(&[name, "source"]).set(sources as i64);
             self.limiter_entries.with_label_values(&[name, "subject"]).set(subjects as i64);

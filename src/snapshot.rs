@@ -22,13 +22,15 @@ use crate::config::settings::{Issuer, ReceiverKind, Settings, Tls};
 use crate::config::{self, Config};
 use crate::demo::pki::is_development_ca;
 use crate::detect::Profile;
+use crate::lists::Lists;
 use crate::log::LogLimit;
 use crate::net::client;
 use crate::policy::networks::{NetworkId, Networks, Union};
-use crate::policy::route::Place;
+use crate::policy::route::{Place, RouteId};
 use crate::policy::{Partner, PartnerId, Policy};
 use crate::proxy::tls::{RevocationList, Trust, TrustedIssuer, sha256};
 use crate::proxy::upstream::Upstream;
+use crate::state::latencies::Latencies;
 use crate::state::store::Ledger;
 use crate::state::{PartnerState, State};
 
@@ -43,6 +45,10 @@ pub struct Snapshot {
     pub states: Vec<Arc<PartnerState>>,
     /// What detectors may know of each partner's contract.
     profiles: Vec<Arc<Profile>>,
+    /// How long the answers of each route took lately, in the policy's order.
+    latencies: Vec<Arc<Latencies>>,
+    /// People whose lookups are told of.
+    lists: Lists,
     /// Log lines of each partner's refused requests: one partner's flood hides nobody else's.
     request_lines: Vec<LogLimit>,
     last_match: Vec<Matches>,
@@ -102,6 +108,8 @@ fn profile(partner: &Partner) -> Profile {
     Profile { name: partner.name.clone(), actors: partner.actor_required, ..Profile::default() }
 }
 
+/// Such a wait before anybody was answered.
+const WAIT_UNTOLD: Duration = Duration::from_millis(40);
 /// A certificate that expires within this time, or a revocation list, is worth a warning.
 const CERTIFICATE_SOON: Duration = Duration::from_secs(30 * 86_400);
 const LIST_SOON: Duration = Duration::from_secs(86_400);
@@ -143,15 +151,28 @@ impl Snapshot {
     }
 
     fn assemble(read: Read, material: Material, state: &State) -> Snapshot {
-        let Material { trust, own, upstreams } = material;
+        let Material { trust, own, upstreams, lists } = material;
         let policy = &read.policy;
         let states: Vec<_> = policy.partners.iter().map(|partner| state.partner(&partner.name)).collect();
         let partners = policy.partners.iter().zip(&states);
+        let latencies = policy.routes.iter().map(|route| state.latencies(&route.name)).collect();
         let profiles = policy.partners.iter().map(|partner| Arc::new(profile(partner))).collect();
         let last_match = partners.map(|(partner, state)| Matches::of(&partner.networks, state)).collect();
         let request_lines = policy.partners.iter().map(|_| LogLimit::of_requests()).collect();
         let unnamed_hosts = policy.hosts.iter().filter(|host| !own.names.contains(host)).cloned().collect();
-        Snapshot { read, trust, upstreams, states, profiles, request_lines, last_match, own, unnamed_hosts }
+        Snapshot {
+            read,
+            trust,
+            upstreams,
+            states,
+            profiles,
+            latencies,
+            lists,
+            request_lines,
+            last_match,
+            own,
+            unnamed_hosts,
+        }
     }
 
     /// What should be looked at before it fails: certificates and lists that are, or will soon be, out of date.
@@ -194,6 +215,7 @@ impl Snapshot {
         let upstreams = self.upstreams.iter().zip(&other.upstreams);
         self.trust.digest == other.trust.digest
             && self.own.digest == other.own.digest
+            && self.lists.is_same(&other.lists)
             && upstreams.into_iter().all(|(mine, theirs)| mine.is_made_as(theirs))
     }
 
@@ -214,6 +236,21 @@ impl Snapshot {
 
     pub fn state(&self, partner: PartnerId) -> &Arc<PartnerState> {
         &self.states[usize::from(partner.0)]
+    }
+
+    pub fn lists(&self) -> &Lists {
+        &self.lists
+    }
+
+    pub fn latencies(&self, route: RouteId) -> &Latencies {
+        &self.latencies[usize::from(route.0)]
+    }
+
+    /// How long somebody waits who is refused as if there were an answer: as long as one of this route took, or of any other
+    /// where nothing is known of it.
+    pub fn wait_as_answered(&self, route: Option<RouteId>) -> Duration {
+        let own = route.and_then(|route| self.latencies(route).draw());
+        own.or_else(|| self.latencies.iter().find_map(|latencies| latencies.draw())).unwrap_or(WAIT_UNTOLD)
     }
 
     pub fn profile(&self, partner: PartnerId) -> &Arc<Profile> {
@@ -255,6 +292,7 @@ struct Material {
     trust: Arc<Trust>,
     own: Own,
     upstreams: Vec<Arc<Upstream>>,
+    lists: Lists,
 }
 
 impl Material {
@@ -272,6 +310,7 @@ impl Material {
             built.or_else(|| old?.upstreams.get(nth).cloned())
         });
         let upstreams = upstreams.collect();
+        let lists = Lists::load(settings, &mut problems).or_else(|| Some(old?.lists.clone()));
         let address = settings.listen.address;
         if !address.ip().is_loopback() {
             let development = settings.tls.issuers.iter().filter(|issuer| is_development(issuer));
@@ -286,7 +325,7 @@ impl Material {
         // That one CA now stands under two issuers is nothing that an old piece could mend.
         let usable = shared.is_empty() && (old.is_some() || problems.is_empty());
         problems.extend(shared);
-        let (Some(own), true) = (own, usable) else { return Err(problems) };
+        let (Some(own), Some(lists), true) = (own, lists, usable) else { return Err(problems) };
 
         let versions = if settings.tls.tls12 { rustls::ALL_VERSIONS.to_vec() } else { vec![&rustls::version::TLS13] };
         let hints = issuers.iter().flat_map(|issuer| &issuer.anchors).map(|anchor| anchor.subject.as_ref());
@@ -294,7 +333,7 @@ impl Material {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let digest = digest(&issuers);
         let trust = Trust { provider, versions, key: own.key.clone(), issuers, hints, digest };
-        Ok(Material { trust: Arc::new(trust), own, upstreams })
+        Ok(Material { trust: Arc::new(trust), own, upstreams, lists })
     }
 }
 

@@ -3,6 +3,7 @@
 //! One request a connection, one line of JSON each way. The answer is text for people and the exit code of the command
 //! that asked, so that every client is a few lines.
 
+pub mod containment;
 mod epochs;
 
 use std::io;
@@ -19,10 +20,13 @@ use tokio::sync::Semaphore;
 use crate::alerts::{self, Tested};
 use crate::audit::event::{self, Event};
 use crate::clock::Timestamp;
+use crate::containment::By;
 use crate::gateway::Gateway;
+use crate::policy::containment::Level;
 use crate::reload::Reload;
-use crate::state::freeze::Freeze;
+use crate::state::orders::Freeze;
 use crate::subject::mentions_subject;
+use containment::{End, Whom};
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,25 @@ pub enum Command {
     },
     Thaw {
         partner: String,
+    },
+    /// Puts a partner, or one of its actors, on a step of the ladder for a time.
+    Contain {
+        partner: String,
+        actor: Option<String>,
+        level: Level,
+        end: End,
+        reason: String,
+    },
+    /// Takes that back before its time.
+    Release {
+        partner: String,
+        actor: Option<String>,
+        reason: String,
+    },
+    /// Who stands where; as a line of JSON each, or for people.
+    Standing {
+        partner: Option<String>,
+        json: bool,
     },
     /// Signs the audit's tree as it is now.
     Checkpoint,
@@ -150,6 +173,9 @@ async fn obeyed(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
         Command::Reload => Some("reload".to_owned()),
         Command::Freeze { partner, .. } => Some(format!("freeze {partner}")),
         Command::Thaw { partner } => Some(format!("thaw {partner}")),
+        Command::Contain { partner, level, .. } => Some(format!("contain {partner} {level}")),
+        Command::Release { partner, .. } => Some(format!("release {partner}")),
+        Command::Standing { .. } => None,
         Command::Checkpoint => Some("checkpoint".to_owned()),
         Command::TestAlerts => Some("test alerts".to_owned()),
         Command::Epochs { .. } => None,
@@ -157,9 +183,11 @@ async fn obeyed(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
         Command::DestroyEpoch { number, .. } => Some(format!("destroy epoch {number}")),
     };
     let reason = match &command {
-        Command::Freeze { reason, .. } | Command::RotateEpochs { reason } | Command::DestroyEpoch { reason, .. } => {
-            reason
-        }
+        Command::Freeze { reason, .. }
+        | Command::Contain { reason, .. }
+        | Command::Release { reason, .. }
+        | Command::RotateEpochs { reason }
+        | Command::DestroyEpoch { reason, .. } => reason,
         _ => "",
     };
     let answer = if mentions_subject(reason) {
@@ -203,6 +231,15 @@ async fn obey(command: Command, by: String, gateway: Arc<Gateway>) -> Answer {
             set_freeze(&partner, Some(freeze), &by, gateway).await
         }
         Command::Thaw { partner } => set_freeze(&partner, None, &by, gateway).await,
+        Command::Contain { partner, actor, level, end, reason } => {
+            let whom = Whom { partner: &partner, actor: actor.as_deref() };
+            containment::contain(whom, level, end, reason, by, gateway).await
+        }
+        Command::Release { partner, actor, reason } => {
+            let whom = Whom { partner: &partner, actor: actor.as_deref() };
+            containment::release(whom, reason, by, gateway).await
+        }
+        Command::Standing { partner, json } => containment::standing(&gateway, partner.as_deref(), json),
         Command::Checkpoint => checkpoint(gateway).await,
         Command::TestAlerts => test_alerts(&gateway).await,
         Command::Epochs { json } => epochs::list(&gateway, json),
@@ -297,9 +334,11 @@ async fn set_freeze(partner: &str, freeze: Option<Freeze>, by: &str, gateway: Ar
         by: by.into(),
         reason: event::clipped(&reason).into(),
     }));
+    let to = if done == "frozen" { Level::Frozen } else { Level::Open };
+    gateway.metrics.containment_step(&name, to, By::Operator(by).as_str());
     tracing::warn!(partner, by, reason, "partner {done}");
     // It holds. That it is on the disk, too, is what the operator waits for.
-    let kept = tokio::task::spawn_blocking(move || gateway.state().keep_freezes()).await;
+    let kept = tokio::task::spawn_blocking(move || gateway.state().keep_orders()).await;
     let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
     let mut lines = match (&before, done) {
         (None, "thawed") => vec![format!("{partner} was not frozen")],

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::policy::admit::Standing;
 use crate::policy::charge;
+use crate::policy::containment::{self, Level};
 use crate::policy::lookup::Lookup;
 use crate::policy::reason::Reason;
 use crate::subject::{Features, Mark, Token};
@@ -49,6 +50,9 @@ pub enum Event<'a> {
     Command(Command<'a>),
     #[serde(borrow)]
     Freeze(Freeze<'a>),
+    /// A partner or an actor moved on the ladder of containment.
+    #[serde(borrow)]
+    Containment(Containment<'a>),
     #[serde(borrow)]
     Epoch(Epoch<'a>),
     /// What operators were told of a partner or an actor.
@@ -109,6 +113,9 @@ pub struct Request<'a> {
     /// What steps outside of the policy found wrong, if any did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub found: Option<Found>,
+    /// Where those stood on the ladder who asked, where it was not open to both.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub footing: Option<Footing>,
     /// What was paid: for the request, then for the person.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub receipts: Vec<Receipt>,
@@ -191,6 +198,23 @@ pub struct Previous<'a> {
     #[serde(borrow)]
     pub epoch: Cow<'a, str>,
     pub token: Mark,
+}
+
+/// What decides whether a lookup is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footing {
+    #[serde(flatten)]
+    pub levels: containment::Footing,
+    /// The lookup came with a proof of consent, verified.
+    pub consent: bool,
+    /// The person was known to the partner before.
+    pub known: bool,
+}
+
+impl Footing {
+    pub fn held(&self) -> Result<(), Reason> {
+        containment::held(self.levels, self.consent, self.known)
+    }
 }
 
 /// A fact that policy takes as given.
@@ -377,6 +401,28 @@ pub struct Freeze<'a> {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Containment<'a> {
+    pub v: u8,
+    pub time: Timestamp,
+    #[serde(borrow)]
+    pub partner: Cow<'a, str>,
+    /// Mark of the actor, as asserted by the partner; absent: the partner itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub actor: Option<Mark>,
+    pub from: Level,
+    pub to: Level,
+    /// When it falls back by itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub until: Option<Timestamp>,
+    #[serde(borrow)]
+    pub by: Cow<'a, str>,
+    /// By evidence or by the clock, not by an operator.
+    pub automatic: bool,
+    #[serde(borrow)]
+    pub reason: Cow<'a, str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Epoch<'a> {
     pub v: u8,
     pub time: Timestamp,
@@ -532,6 +578,7 @@ impl<'a> Event<'a> {
             Event::Reload(reload) => reload.time,
             Event::Command(command) => command.time,
             Event::Freeze(freeze) => freeze.time,
+            Event::Containment(moved) => moved.time,
             Event::Epoch(epoch) => epoch.time,
             Event::Alert(alert) => alert.time,
             Event::Start(start) => start.time,
@@ -568,6 +615,7 @@ impl<'a> Event<'a> {
             Event::Disclosure(request) | Event::Denied(request) => request.partner.as_deref(),
             Event::Closed(closed) => closed.partner.as_deref(),
             Event::Freeze(freeze) => Some(&freeze.partner),
+            Event::Containment(moved) => Some(&moved.partner),
             Event::Alert(alert) => Some(&alert.partner),
             _ => None,
         }
@@ -693,6 +741,11 @@ mod tests {
                 check_digit: None,
             }),
             found: Some(Found { step: Step::Disclose, reason: Reason::NoMatch }),
+            footing: Some(Footing {
+                levels: containment::Footing { partner: Level::KnownOnly, actor: Level::Open },
+                consent: true,
+                known: false,
+            }),
             receipts: vec![
                 Receipt::Paid,
                 Receipt::Passed(vec![Reason::RateSubject]),
@@ -755,6 +808,18 @@ mod tests {
             }),
             Event::Command(Command { v, time, command: text(), by: text(), outcome: text() }),
             Event::Freeze(Freeze { v, time, partner: text(), frozen: true, by: text(), reason: text() }),
+            Event::Containment(Containment {
+                v,
+                time,
+                partner: text(),
+                actor: Some(Mark::from_bytes([9; 16])),
+                from: Level::Open,
+                to: Level::KnownOnly,
+                until: Some(time),
+                by: text(),
+                automatic: false,
+                reason: text(),
+            }),
             Event::Epoch(Epoch { v, time, change: text(), number: 1, id: text(), by: text(), reason: text() }),
             Event::Alert(Alert {
                 v,
@@ -819,6 +884,8 @@ mod tests {
         assert_eq!(value["event"], "disclosure");
         assert_eq!(value["time"], "2026-03-01T09:00:00.123456789Z");
         assert_eq!(value["subject"]["token"], "02".repeat(16));
+        let footing = serde_json::json!({ "partner": "known-only", "actor": "open", "consent": true, "known": false });
+        assert_eq!(value["footing"], footing);
         assert_eq!(value["receipts"][1]["passed"][0], "rate-subject");
         assert_eq!(value["reason"], "no-match");
         assert_eq!(value["source"], "10.20.0.5");

@@ -75,7 +75,13 @@ fn decide(
             admission.plan_lookup(Err(reason))
         }
     };
-    Ok(plan.settle(receipts.next().unwrap_or(charge::Receipt::Paid)).map(|_| ()))
+    let paid = receipts.next().unwrap_or(charge::Receipt::Paid);
+    let paid = match request.footing.map_or(Ok(()), |footing| footing.held()) {
+        Ok(()) => paid,
+        // Whatever the receipt says: who is held, pays nothing.
+        Err(reason) => charge::Receipt::Refused { reason, retry_after: Duration::ZERO },
+    };
+    Ok(plan.settle(paid).map(|_| ()))
 }
 
 /// What happened to a request that was allowed.

@@ -1,4 +1,4 @@
-//! `dwarpal reload`, `freeze`, `thaw` and `status`: what an operator tells the gateway that runs.
+//! `dwarpal reload`, `freeze`, `thaw`, `contain`, `release`, `standing` and `status`: what an operator tells the gateway that runs.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -6,11 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use super::{FAILED, NO, REFUSED, YES, complain};
+use crate::admin::containment::End;
 use crate::admin::{Answer, Command, Outcome};
+use crate::clock::Timestamp;
 use crate::config;
+use crate::config::reader::parse_duration;
 use crate::config::settings::control_socket;
+use crate::policy::containment::Level;
 
 /// Which gateway: found by its data directory.
 #[derive(Args)]
@@ -42,6 +47,76 @@ pub struct Thaw {
     target: Target,
 }
 
+#[derive(Args)]
+pub struct Contain {
+    #[command(flatten)]
+    whom: Whom,
+    /// What is held: all but people known before, all but lookups with consent, or everything
+    #[arg(long, value_parser = level())]
+    level: String,
+    #[command(flatten)]
+    end: Ends,
+    /// Why, for the audit and for whoever looks later
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args)]
+pub struct Release {
+    #[command(flatten)]
+    whom: Whom,
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args)]
+pub struct Standing {
+    /// Only this partner
+    partner: Option<String>,
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args)]
+struct Whom {
+    /// Name of the partner
+    partner: String,
+    /// Only this end user of the partner, as the partner names it
+    #[arg(long, value_name = "ACTOR")]
+    actor: Option<String>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Ends {
+    /// How long, such as 30min, 2h or 7d
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    after: Option<Duration>,
+    /// Until when, such as 2026-03-01T09:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<Timestamp>,
+}
+
+fn level() -> PossibleValuesParser {
+    PossibleValuesParser::new([Level::KnownOnly, Level::ConsentOnly, Level::Frozen].map(Level::as_str))
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    parse_duration(text).ok_or("it is a duration such as 30min, 2h or 7d")
+}
+
+fn time(text: &str) -> Result<Timestamp, &'static str> {
+    Timestamp::parse(text).ok_or("it is a time such as 2026-03-01T09:00:00Z")
+}
+
 /// A reload reads every allowlist and certificate, and runs every case.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -59,6 +134,26 @@ pub fn freeze(Freeze { partner, reason, target }: Freeze) -> u8 {
 
 pub fn thaw(Thaw { partner, target }: Thaw) -> u8 {
     tell(&target, &Command::Thaw { partner })
+}
+
+pub fn contain(Contain { whom, level, end, reason, target }: Contain) -> u8 {
+    let Whom { partner, actor } = whom;
+    // One of the two is there, and the level is one of its values: the parser saw to it.
+    let end = match (end.after, end.until) {
+        (_, Some(time)) => End::At(time),
+        (after, None) => End::After(after.unwrap_or_default().as_millis() as u64),
+    };
+    let level = Level::parse(&level).unwrap_or(Level::Frozen);
+    tell(&target, &Command::Contain { partner, actor, level, end, reason })
+}
+
+pub fn release(Release { whom, reason, target }: Release) -> u8 {
+    let Whom { partner, actor } = whom;
+    tell(&target, &Command::Release { partner, actor, reason })
+}
+
+pub fn standing(Standing { partner, json, target }: Standing) -> u8 {
+    tell(&target, &Command::Standing { partner, json })
 }
 
 pub fn tell(target: &Target, command: &Command) -> u8 {

@@ -7,6 +7,7 @@ mod check;
 mod control;
 mod demo;
 mod explain;
+mod lists;
 mod pki;
 mod reasons;
 mod serve;
@@ -44,11 +45,20 @@ enum Command {
     Freeze(control::Freeze),
     /// Ends a freeze
     Thaw(control::Thaw),
+    /// Holds back what a partner, or one of its actors, may look up, for a time
+    Contain(control::Contain),
+    /// Ends that before its time
+    Release(control::Release),
+    /// Says who is frozen or contained, since when, until when, by whom and why
+    Standing(control::Standing),
     /// Says how the running gateway is
     Status(control::Target),
     /// The evidence: who was looked up by whom, and what proves it
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// People whose lookups are told of: watched ones, and canaries
+    #[command(subcommand)]
+    Lists(lists::Command),
     /// How operators hear of misuse
     #[command(subcommand)]
     Alerts(alerts::Alerts),
@@ -107,8 +117,12 @@ pub fn run() -> ExitCode {
         Command::Reload(target) => control::reload(target),
         Command::Freeze(arguments) => control::freeze(arguments),
         Command::Thaw(arguments) => control::thaw(arguments),
+        Command::Contain(arguments) => control::contain(arguments),
+        Command::Release(arguments) => control::release(arguments),
+        Command::Standing(arguments) => control::standing(arguments),
         Command::Status(target) => control::status(target),
         Command::Audit(command) => audit::run(command),
+        Command::Lists(command) => lists::run(command),
         Command::Alerts(command) => alerts::run(command),
         Command::Pki(command) => pki::run(command),
         Command::Reasons => reasons::run(),

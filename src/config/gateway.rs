@@ -10,6 +10,7 @@ use super::copies::copies;
 use super::network_file::parse_cidr;
 use super::reader::{Reader, parse_bytes};
 use super::settings::*;
+use crate::lists::Files;
 use crate::policy::fields::is_reserved;
 use crate::policy::networks::is_wide;
 use crate::policy::route::{Durability, Location, LookupRoute, PassRoute, Pattern, Route, RouteKind};
@@ -49,6 +50,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
     let epochs = root.want_table("epochs", epochs);
     let alerts = root.want_table("alerts", |table| alerts(table, directory));
     let clock = root.want_table("clock", clock);
+    let lists = root.want_table("lists", |table| lists(table, directory));
     let entries_max = |table: &Reader| table.integer("limiter_entries_max", 1_000..=100_000_000, Some(ENTRIES_MAX));
     let entries_max = root.want_table("state", entries_max);
     let backends = root.tables("backend", |table| backend(table, directory));
@@ -72,6 +74,7 @@ pub fn read(root: &Reader, directory: &Path) -> Gateway {
             epochs: epochs.flatten().unwrap_or_else(default_epochs),
             alerts: alerts.flatten().unwrap_or_else(default_alerts),
             clock: clock.flatten().unwrap_or_else(default_clock),
+            lists: lists.flatten().unwrap_or_default(),
             backends,
             limiter_entries_max: entries_max.flatten().unwrap_or(ENTRIES_MAX) as usize,
         })
@@ -196,6 +199,12 @@ fn epochs(table: &Reader) -> Option<Epochs> {
     let given = || std::env::var_os(CREDENTIALS).unwrap_or_else(|| format!("${CREDENTIALS}").into());
     let credentials = credentials.then(given).map(PathBuf::from);
     Some(Epochs { rotate: Some(rotate).filter(|rotate| !rotate.is_zero()), overlap, credentials })
+}
+
+fn lists(table: &Reader, directory: &Path) -> Option<Files> {
+    let file = |key| if table.has(key) { path(table, key, directory).map(Some) } else { Some(None) };
+    let (watched, canaries) = (file("watched"), file("canaries"));
+    Some(Files { watched: watched?, canaries: canaries? })
 }
 
 /// Set by systemd.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::audit::note::Vkey;
+use crate::lists;
 use crate::policy::route::{Durability, Place};
 use crate::subject::epochs::Keyring;
 
@@ -27,6 +28,7 @@ pub struct Settings {
     pub epochs: Epochs,
     pub alerts: Alerts,
     pub clock: ClockSources,
+    pub lists: lists::Files,
     pub backends: Vec<Backend>,
     /// Keys that the state may remember for one partner: source addresses and people together.
     pub limiter_entries_max: usize,
@@ -367,6 +369,7 @@ impl Settings {
         self.tls
             .files()
             .chain(self.backends.iter().filter_map(|backend| backend.tls.as_ref()).flat_map(BackendTls::files))
+            .chain(self.lists.all().map(|(_, path)| path.clone()))
     }
 
     /// Where limits, last matches and freezes are kept.
@@ -392,6 +395,11 @@ impl Settings {
     /// Where a running gateway takes commands.
     pub fn control_socket(&self) -> PathBuf {
         control_socket(&self.directory)
+    }
+
+    /// The key that people on lists are hidden under: it outlives every epoch.
+    pub fn list_key(&self) -> PathBuf {
+        lists::key_path(&self.directory, self.epochs.credentials.as_deref())
     }
 
     /// Where the keys lie that turn people into tokens.

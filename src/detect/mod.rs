@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::policy::charge::Person;
+pub use crate::policy::containment::Level;
 use crate::policy::reason::Reason;
 use crate::subject::{Features, Kind, Mark};
 
@@ -112,18 +113,6 @@ pub enum Outcome {
     Invalid,
     /// No answer, or one that says nothing about the person.
     Unavailable,
-}
-
-/// Where a partner or an actor stands; each step lets through less than the one before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Level {
-    #[default]
-    Open,
-    /// Only lookups with consent, and of people whom it knew before there was evidence.
-    KnownOnly,
-    ConsentOnly,
-    Frozen,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

@@ -5,6 +5,7 @@
 
 pub mod admit;
 pub mod charge;
+pub mod containment;
 pub mod entitle;
 pub mod fields;
 pub mod head;

@@ -207,6 +207,11 @@ impl Reason {
         self.row().code
     }
 
+    /// Whether all that the partner is told is that its access is on hold: not why, how, since or until when.
+    pub fn is_held(self) -> bool {
+        self.row().public == "held"
+    }
+
     /// Reads a private code, as cases and commands name it.
     pub fn parse(code: &str) -> Option<Reason> {
         Reason::ALL.iter().copied().find(|reason| reason.code() == code)

@@ -327,14 +327,14 @@ pub fn refuse(denial: &Denial, decision: Uuid, close: bool, unread: Unread) -> R
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(wait) = denial.retry_after.filter(|_| row.retry == Retry::Later) {
+    if let Some(wait) = denial.retry_after.filter(|_| row.retry == Retry::Later && !denial.reason.is_held()) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_seconds(wait)));
     }
     if denial.reason == Reason::MethodRefused {
         headers.insert(header::ALLOW, HeaderValue::from_static(""));
     }
     // A miss is an answer; and `held` tells nothing of how it came about.
-    if denial.reason != Reason::NoMatch && row.public != "held" {
+    if denial.reason != Reason::NoMatch && !denial.reason.is_held() {
         let mut status = format!("dwarpal; error={}", row.proxy_error);
         let _ = write!(status, "; details=\"{}\"", row.public);
         if let Ok(status) = HeaderValue::from_str(&status) {

@@ -340,7 +340,7 @@ impl Peer {
     /// Who sends this connection's requests, as of now.
     pub fn sender<'a>(&'a self, snapshot: &Snapshot, now: Timestamp) -> Sender<'a> {
         let partner = self.identify(snapshot, now);
-        let standing = partner.map_or(Standing::Open, |id| snapshot.state(id).standing());
+        let standing = partner.map_or(Standing::Open, |id| snapshot.state(id).standing(now));
         Sender { now, source: self.source, credential: &self.client.credential, standing }
     }
 
@@ -397,7 +397,7 @@ impl Peer {
             return Some(Withdrawn::Trust);
         }
         let (name, state) = self.owner.get()?;
-        if state.standing() == Standing::Frozen {
+        if state.standing(now) == Standing::Frozen {
             return Some(Withdrawn::Frozen);
         }
         let before = self.held_against.replace(snapshot.generation);
@@ -485,7 +485,6 @@ impl Peer {
                 | Reason::IdentityAmbiguous
                 | Reason::CertificateExpired
                 | Reason::TrustWithdrawn
-                | Reason::PartnerFrozen
                 | Reason::ConnectionsPartner
                 | Reason::PartnerNotValid
                 | Reason::NetworkNotAllowed

@@ -438,7 +438,7 @@ async fn handshake(stream: TcpStream, source: IpAddr, place: Place, worker: Rc<W
 /// The state of the partner that a client belongs to, if it is frozen.
 fn frozen(snapshot: &Snapshot, client: &Client, now: Timestamp) -> Option<Arc<PartnerState>> {
     let partner = snapshot.policy.identify(&client.credential, now)?;
-    Some(snapshot.state(partner).clone()).filter(|state| state.standing() == Standing::Frozen)
+    Some(snapshot.state(partner).clone()).filter(|state| state.standing(now) == Standing::Frozen)
 }
 
 /// Ends a frozen partner's connection before a byte of HTTP, each time later than the last: retries cost next to nothing.

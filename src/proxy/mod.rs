@@ -57,6 +57,7 @@ pub async fn handle(request: Request<Incoming>, peer: Rc<Peer>) -> Response<Body
             // What a refused request used up is kept too; it is refused in any case.
             let _ = peer.keep();
             record.refused(&snapshot, &denial);
+            record.wait_if_held(&snapshot, &denial).await;
             let mut response = answer::refuse(&denial, record.decision, peer.closes_after(denial.reason, &body), body);
             if denial.reason == Reason::NoMatch {
                 record.closes(&mut response, false);
@@ -106,6 +107,7 @@ async fn exchange(
     // Charge the request, before a byte of its body is read.
     let (receipt, hold) = peer.charge(snapshot, plan.partner(), plan.charges(), plan.shadow(), record.now);
     record.paid(&receipt);
+    record.holds(hold);
     let admission = plan.settle(receipt)?;
     record.admitted(snapshot, admission.trail());
     let Some(route) = admission.route() else {
@@ -163,7 +165,7 @@ async fn exchange(
         Denial { retry_after, ..denied(reason) }
     })?;
     record.uploaded(answered.upload_time);
-    let held = Held::new(hold, gateway.clone(), route.name.clone());
+    let held = Held::new(record.take_hold(), gateway.clone(), route.name.clone());
     let disclosure = disclose::disclose(route, &method, answered, held, bounds).await;
     let disclosure = disclosure.map_err(|withheld| {
         record.backend(withheld.outcome, withheld.backend_time);

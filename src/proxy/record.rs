@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{HeaderMap, Response, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
 
 use super::answer::{Body, Closing};
@@ -17,11 +17,12 @@ use crate::audit::Audit;
 use crate::audit::event::{self, EndedBy, Event, Found, OWN_ROUTE, Step, UNKNOWN_PURPOSE, Verdict};
 use crate::audit::queue::{Class, Unavailable};
 use crate::clock::Timestamp;
-use crate::detect::{self, Interest};
+use crate::detect;
 use crate::log::LogLimit;
 use crate::metrics::{Identifier, Metrics, Outcome};
 use crate::policy::admit::Standing;
 use crate::policy::charge::Receipt;
+use crate::policy::containment::Footing;
 use crate::policy::lookup::{Actor, Lookup, Misread};
 use crate::policy::reason::Reason;
 use crate::policy::route::{Durability, Route, RouteKind};
@@ -29,6 +30,7 @@ use crate::policy::shadow::Shadow;
 use crate::policy::trail::Trail;
 use crate::policy::{Denial, PartnerId, Plan};
 use crate::snapshot::Snapshot;
+use crate::state::Hold;
 use crate::state::watched::Pending;
 use crate::subject::{EpochKey, Kind, Mark};
 
@@ -50,6 +52,10 @@ pub struct Record {
     answered: Option<event::Backend>,
     /// What the outcome of an allowed lookup is folded with.
     pending: Pending,
+    /// Its places in flight, until its answer takes them over.
+    hold: Hold,
+    /// When a lookup was allowed: from then on its answer takes as long as the refusal of somebody who is held.
+    allowed_at: Option<Instant>,
     /// How far it has come.
     step: Step,
     /// What would have been refused, were nothing in shadow.
@@ -70,6 +76,7 @@ struct Facts {
     subject: Option<event::Subject<'static>>,
     found: Option<Found>,
     receipts: Vec<event::Receipt>,
+    footing: Option<event::Footing>,
     /// What detectors are told of a lookup.
     asked: Option<Question>,
     /// The key that the marks of the subject are made with, and the digest of its answer.
@@ -116,18 +123,31 @@ impl Record {
                 subject: None,
                 found: None,
                 receipts: Vec::new(),
+                footing: None,
                 asked: None,
                 key: None,
                 permitted: None,
             },
             answered: None,
             pending: Pending::default(),
+            hold: Hold::default(),
+            allowed_at: None,
             step: Step::Intake,
             shadow: Shadow::default(),
             upload: Duration::ZERO,
             backend: None,
             ended: false,
         }
+    }
+
+    /// Its places in flight.
+    pub fn holds(&mut self, hold: Hold) {
+        self.hold = hold;
+    }
+
+    /// For its answer.
+    pub fn take_hold(&mut self) -> Hold {
+        std::mem::take(&mut self.hold)
     }
 
     pub fn partner_id(&self) -> Option<PartnerId> {
@@ -166,6 +186,7 @@ impl Record {
         if let RouteKind::Lookup(declared) = &route.kind {
             let durability = declared.durability.unwrap_or(snapshot.settings.audit.durability);
             self.facts.permitted = Some((trail.clone(), durability));
+            self.allowed_at = Some(Instant::now());
         }
     }
 
@@ -206,7 +227,7 @@ impl Record {
         let features = key.features(&lookup.subject);
         self.facts.subject = Some(event::Subject::of(lookup, &features, key.id(), previous).into_owned());
         let person = lookup.facts().person;
-        let subject = detect::Subject { person, features, interest: Interest::None };
+        let subject = detect::Subject { person, features, interest: snapshot.lists().interest(&lookup.subject) };
         let actor = lookup.actor.as_ref().map(|actor| self.named(actor));
         self.facts.actor = actor.as_ref().map(|actor| actor.mark);
         self.facts.asked = Some(Question { subject: Ok(subject), actor });
@@ -230,8 +251,19 @@ impl Record {
     /// evidence only where its identifier is why.
     pub fn weigh(&mut self, snapshot: &Snapshot, plan: &Plan) -> Receipt {
         let (peer, now, id) = (self.peer.clone(), self.now, self.partner_id());
-        let pay = || peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0;
         let question = self.facts.asked.take();
+        let actor = question.as_ref().and_then(|question| question.actor.as_ref());
+        let (mark, previous) = (actor.map(|actor| actor.mark), actor.and_then(|actor| actor.previous));
+        let levels = match id.filter(|_| self.kind.is_some() && plan.refusal().is_none()) {
+            Some(id) => snapshot.state(id).hold(mark, previous, now),
+            None => Footing::default(),
+        };
+        let footing = event::Footing { levels, consent: false, known: false };
+        self.facts.footing = (!levels.is_open()).then_some(footing);
+        let pay = || match footing.held() {
+            Ok(()) => peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0,
+            Err(reason) => Receipt::Refused { reason, retry_after: Duration::ZERO },
+        };
         let (Some(question), Some(partner), Some(kind)) = (question, id, self.kind) else { return pay() };
         if plan.refusal().is_some_and(|refusal| question.subject.as_ref().err() != Some(&refusal)) {
             return pay();
@@ -339,8 +371,21 @@ impl Record {
         });
     }
 
+    /// Has who is held wait as long as an answer would have taken, with the place in flight that it would have taken, so that
+    /// nobody is told by the time. What is refused was recorded before; whoever goes away waits no longer.
+    pub async fn wait_if_held(&self, snapshot: &Snapshot, denial: &Denial) {
+        let Some((partner, _)) = self.partner.as_ref().filter(|_| denial.reason.is_held()) else { return };
+        let Some(_waiting) = snapshot.state(*partner).wait() else { return };
+        let wait = snapshot.wait_as_answered(denial.trail.route());
+        sleep_until((Instant::now() + wait).min(self.deadline)).await;
+    }
+
     /// Says what was let through and would not have been, were nothing in shadow.
     fn passed(&self, snapshot: &Snapshot) {
+        let route = self.route.as_ref().and_then(|name| snapshot.policy.route_named(name));
+        if let (Some(allowed), Some(route)) = (self.allowed_at, route) {
+            snapshot.latencies(route).note(allowed.elapsed());
+        }
         let Some(shadow) = self.shadow_text() else { return };
         self.lines(snapshot).note(self.now, |unlogged| {
             tracing::info!(
@@ -456,6 +501,7 @@ impl Record {
             consent: None,
             subject: facts.subject.clone(),
             found: facts.found,
+            footing: facts.footing,
             receipts: facts.receipts.clone(),
             verdict: Verdict::of(reason),
             reason,

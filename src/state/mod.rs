@@ -2,7 +2,8 @@
 //! keyed by names and absolute time.
 
 pub mod backends;
-pub mod freeze;
+pub mod latencies;
+pub mod orders;
 mod rates;
 pub mod store;
 pub mod watched;
@@ -12,20 +13,24 @@ use std::hash::Hash;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use ipnet::IpNet;
 
 use crate::clock::Timestamp;
 use crate::detect::Watch;
 use crate::policy::admit::Standing;
 use crate::policy::charge::{Charge, Receipt, SubjectKey};
+use crate::policy::containment::{Footing, Level};
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
+use crate::subject::Mark;
 use backends::Backends;
-use freeze::{Freeze, Freezes};
+use latencies::Latencies;
+use orders::{Freeze, Held, Order, Orders};
 use rates::{FullAt, at_most_empty, take};
 use store::{Fact, Ledger, Recovered, Store, StoreError};
 
@@ -35,8 +40,10 @@ pub struct State {
     partners: Mutex<HashMap<Arc<str>, Arc<PartnerState>>>,
     /// How the servers behind the gateway are.
     pub backends: Backends,
-    freezes: Mutex<Freezes>,
-    keeping_freezes: Mutex<()>,
+    /// By the name of the route.
+    latencies: Mutex<HashMap<Arc<str>, Arc<Latencies>>>,
+    orders: Mutex<Orders>,
+    keeping_orders: Mutex<()>,
     /// `None`: it ends with the process, as for `explain`.
     store: Option<Store>,
 }
@@ -47,6 +54,10 @@ pub struct State {
 pub struct PartnerState {
     name: Arc<str>,
     frozen: AtomicBool,
+    /// What operators ordered beside a freeze; `None` for nearly everybody, and then it costs a load.
+    held: ArcSwapOption<orders::Hold>,
+    /// Refusals of those who are held that have not been given yet.
+    waiting: AtomicU32,
     /// Generation of the configuration that took something from this partner last; 0 for none.
     narrowed: AtomicU64,
     used: Mutex<Used>,
@@ -140,6 +151,11 @@ pub struct Hold {
     route: Option<(usize, Side)>,
 }
 
+/// A refusal that waits as long as an answer would take; dropping it gives the place back.
+#[derive(Debug)]
+#[must_use]
+pub struct Waiting(Arc<PartnerState>);
+
 /// One of a partner's connections; dropping it gives the place back.
 #[derive(Debug)]
 #[must_use]
@@ -160,10 +176,13 @@ const KNOCKS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// hold every place for connections.
 const KNOCKS_WAITING_MAX: u32 = 16;
 
+/// Refusals of one partner that may wait at the same time. Those of lookups have a place in flight each; this is for the rest.
+const WAITING_MAX: u32 = 1_024;
+
 impl State {
     /// The state that was left in `directory`, to be kept there from now on.
     pub fn open(directory: &Path) -> Result<(State, Recovered), StoreError> {
-        let mut state = State { freezes: Mutex::new(Freezes::load(directory)?), ..State::default() };
+        let mut state = State { orders: Mutex::new(Orders::load(directory)?), ..State::default() };
         let (store, recovered) = Store::open(directory, |partner, fact, at| {
             state.partner(&partner.into()).lock().recall(fact, at);
         })?;
@@ -175,35 +194,71 @@ impl State {
     pub fn partner(&self, name: &Arc<str>) -> Arc<PartnerState> {
         let mut partners = self.partners.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let frozen = AtomicBool::new(self.freezes().of(name).is_some());
+            let orders = self.orders();
+            let frozen = AtomicBool::new(orders.freeze_of(name).is_some());
+            let held = ArcSwapOption::from(orders.hold(name).map(Arc::new));
             let (name, used, watch) = (name.clone(), Mutex::default(), Mutex::default());
-            Arc::new(PartnerState { name, frozen, narrowed: AtomicU64::new(0), used, watch })
+            let waiting = AtomicU32::new(0);
+            Arc::new(PartnerState { name, frozen, held, waiting, narrowed: AtomicU64::new(0), used, watch })
         };
         partners.entry(name.clone()).or_insert_with(new).clone()
     }
 
-    /// Freezes a partner or thaws it, from now on; [`State::keep_freezes`] sees to it that a restart changes nothing about it.
-    pub fn set_freeze(&self, partner: &Arc<str>, freeze: Option<Freeze>) {
-        self.partner(partner).frozen.store(freeze.is_some(), Ordering::Release);
-        self.freezes().set(partner, freeze);
+    /// How long a route's answers took lately.
+    pub fn latencies(&self, route: &Arc<str>) -> Arc<Latencies> {
+        let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        latencies.entry(route.clone()).or_default().clone()
     }
 
-    /// Brings all freezes to the disk. Waits for it, but holds nothing up meanwhile.
-    pub fn keep_freezes(&self) -> io::Result<()> {
+    /// Freezes a partner or thaws it, from now on; [`State::keep_orders`] sees to it that a restart changes nothing about it.
+    pub fn set_freeze(&self, partner: &Arc<str>, freeze: Option<Freeze>) {
+        let state = self.partner(partner);
+        let mut orders = self.orders();
+        state.frozen.store(freeze.is_some(), Ordering::Release);
+        orders.freeze(partner, freeze);
+    }
+
+    /// Has a partner or an actor stand on a step of the ladder from now on, or takes that back. Returns the order before.
+    pub fn set_order(&self, held: &Held, order: Option<Order>) -> Option<Order> {
+        let state = self.partner(&held.0);
+        let mut orders = self.orders();
+        let before = orders.set(held, order);
+        state.held.store(orders.hold(&held.0).map(Arc::new));
+        before
+    }
+
+    /// Takes out the orders whose time is over. They hold nobody since then, whenever this is called.
+    pub fn expire_orders(&self, now: Timestamp) -> Vec<(Held, Order)> {
+        let over = self.orders().expire(now);
+        for ((partner, _), _) in &over {
+            let state = self.partner(partner);
+            let orders = self.orders();
+            state.held.store(orders.hold(partner).map(Arc::new));
+        }
+        over
+    }
+
+    /// Brings all orders to the disk. Waits for it, but holds nothing up meanwhile.
+    pub fn keep_orders(&self) -> io::Result<()> {
         let Some(store) = &self.store else { return Ok(()) };
         // In turns, each with what holds then, so that the last one writes the last word.
-        let _one = self.keeping_freezes.lock().unwrap_or_else(PoisonError::into_inner);
-        let document = self.freezes().document();
-        freeze::save(store.directory(), &document)
+        let _one = self.keeping_orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let document = self.orders().document();
+        orders::save(store.directory(), &document)
     }
 
     pub fn freeze_of(&self, partner: &str) -> Option<Freeze> {
-        self.freezes().of(partner).cloned()
+        self.orders().freeze_of(partner).cloned()
     }
 
-    /// Every partner that is frozen, by name.
+    /// Every partner that is frozen until it is thawed, by name.
     pub fn frozen(&self) -> Vec<(Arc<str>, Freeze)> {
-        self.freezes().iter().map(|(partner, freeze)| (partner.clone(), freeze.clone())).collect()
+        self.orders().freezes().map(|(partner, freeze)| (partner.clone(), freeze.clone())).collect()
+    }
+
+    /// Every order for a time, by partner; its own before those of its actors.
+    pub fn ordered(&self) -> Vec<(Held, Order)> {
+        self.orders().iter().map(|(held, order)| (held.clone(), order.clone())).collect()
     }
 
     /// Keeps what the ledger holds; whoever asked must not go on after an error.
@@ -256,8 +311,9 @@ impl State {
         self.partners.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn freezes(&self) -> MutexGuard<'_, Freezes> {
-        self.freezes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Taken after `partners`, never before it.
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -335,8 +391,21 @@ impl PartnerState {
         self.lock().connections.taken()
     }
 
-    pub fn standing(&self) -> Standing {
-        if self.frozen.load(Ordering::Acquire) { Standing::Frozen } else { Standing::Open }
+    pub fn standing(&self, now: Timestamp) -> Standing {
+        let frozen = self.frozen.load(Ordering::Acquire) || self.hold(None, None, now).partner == Level::Frozen;
+        if frozen { Standing::Frozen } else { Standing::Open }
+    }
+
+    /// Where operators have put this partner and an actor of it, who may have been named under the key of the epoch before.
+    pub fn hold(&self, actor: Option<Mark>, previous: Option<Mark>, now: Timestamp) -> Footing {
+        let held = self.held.load();
+        held.as_ref().map_or_else(Footing::default, |held| held.footing(actor, previous, now))
+    }
+
+    /// A place to wait for a refusal that is to come as late as an answer; `None`: enough of them wait already.
+    pub fn wait(self: &Arc<Self>) -> Option<Waiting> {
+        let waiting = Waiting(self.clone());
+        (self.waiting.fetch_add(1, Ordering::Relaxed) < WAITING_MAX).then_some(waiting)
     }
 
     /// Generation of the configuration that took something from this partner last; 0 for none since the start.
@@ -587,6 +656,12 @@ impl Drop for Hold {
     }
 }
 
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.partner.lock().connections.give_back(self.side);
@@ -829,7 +904,7 @@ mod tests {
             assert_eq!(charge(state, &person, NOW).0, Some(Reason::RateSubject));
             let partner = state.partner(&name);
             assert_eq!((partner.in_flight(), partner.last_match(&network)), (0, NOW.unix_seconds() as u32));
-            assert_eq!(partner.standing(), Standing::Frozen);
+            assert_eq!(partner.standing(NOW), Standing::Frozen);
             assert_eq!(state.freeze_of("icmr").expect("frozen").reason, "it asks too much");
         };
         {
@@ -841,7 +916,7 @@ mod tests {
             state.keep(&mut ledger).expect("kept");
             let freeze = Freeze { since: NOW, by: "uid 0".to_owned(), reason: "it asks too much".to_owned() };
             state.set_freeze(&name, Some(freeze));
-            state.keep_freezes().expect("kept");
+            state.keep_orders().expect("kept");
             // Dropped without a farewell.
         }
         let (state, recovered) = State::open(home.path()).expect("again");
@@ -852,10 +927,10 @@ mod tests {
         let (state, _) = State::open(home.path()).expect("once more");
         check(&state);
         state.set_freeze(&name, None);
-        state.keep_freezes().expect("kept");
+        state.keep_orders().expect("kept");
         assert_eq!(charge(&state, &group, NOW.plus(slow.period)).0, None);
         drop(state);
-        assert_eq!(State::open(home.path()).expect("thawed").0.partner(&name).standing(), Standing::Open);
+        assert_eq!(State::open(home.path()).expect("thawed").0.partner(&name).standing(NOW), Standing::Open);
     }
 
     #[test]

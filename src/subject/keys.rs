@@ -73,7 +73,7 @@ impl EpochKey {
     ///
     /// The file is one line, `dwarpal-epoch-key-v1:` and 32 bytes in base64, and nobody but its owner may read or write
     /// it. Of several processes that start at once, one makes the key and all use it. Errors name the path.
-    pub(super) fn load_or_create(path: &Path) -> Result<EpochKey, KeyError> {
+    pub(crate) fn load_or_create(path: &Path) -> Result<EpochKey, KeyError> {
         match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 create(path).map_err(|source| KeyError::Create { path: path.into(), source })?;
@@ -83,7 +83,7 @@ impl EpochKey {
         EpochKey::load(path)
     }
 
-    pub(super) fn load(path: &Path) -> Result<EpochKey, KeyError> {
+    pub(crate) fn load(path: &Path) -> Result<EpochKey, KeyError> {
         load(path)
     }
 

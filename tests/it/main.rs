@@ -14,6 +14,8 @@ mod clients;
 mod clock;
 /// The shipped configuration, and what a mistaken one is told.
 mod configuration;
+/// Partners and actors that an operator holds back: commands, expiry, restarts, the shape and the time of refusals.
+mod containment;
 /// Keys that follow each other while people are counted as before, and keys that are destroyed.
 mod epochs;
 /// The log as strangers read it: commands over directories that a gateway's code has written, whole and damaged.

@@ -164,6 +164,7 @@ impl Crowd {
                 check_digit: None,
             }),
             found: None,
+            footing: None,
             receipts: vec![Receipt::Paid, if denied { Receipt::Refused(Reason::RateSubject) } else { Receipt::Paid }],
             verdict: if denied { Verdict::Deny } else { Verdict::Allow },
             reason: denied.then_some(Reason::RateSubject),

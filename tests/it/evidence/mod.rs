@@ -6,7 +6,7 @@ mod damage;
 mod events;
 mod generate;
 mod live;
-mod running;
+pub mod running;
 
 use std::fs;
 use std::path::{Path, PathBuf};
