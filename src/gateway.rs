@@ -17,7 +17,8 @@ use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
-use crate::detect::Alert;
+use crate::containment::{By, Moved};
+use crate::detect::{Alert, Step};
 use crate::log::LogLimit;
 use crate::metrics::Metrics;
 use crate::net::observe;
@@ -82,6 +83,8 @@ pub enum StartError {
 
 /// How much a failing machine may forget of what was used up; a killed process forgets nothing.
 const PERSIST_EVERY: Duration = Duration::from_secs(1);
+/// Evidence is kept every so many of these times.
+const EVIDENCE_EVERY: u32 = 30;
 /// How often what was paid back is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
@@ -148,6 +151,7 @@ impl Gateway {
             changing_epochs: Mutex::new(()),
             phase,
         });
+        gateway.fold_audit().map_err(|error| failed("evidence".to_owned())(&error))?;
         type Task = Box<dyn FnOnce(Arc<Gateway>) -> io::Result<()> + Send>;
         let mut tasks: Vec<(String, Task)> = Vec::new();
         for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
@@ -185,6 +189,11 @@ impl Gateway {
 
     /// Tells operators of something.
     pub fn raise(&self, alert: Alert, decision: Option<Uuid>) {
+        if let Some(Step { from, to, until }) = alert.moved {
+            let actor = alert.actor.as_ref().map(|actor| self.epochs().current().actor(actor));
+            let reason = alert.why.first().map_or(alert.detector, String::as_str);
+            self.moved(&Moved { partner: &alert.partner, actor, from, to, until, by: By::Automatic, reason });
+        }
         self.alerts.raise(alert, decision);
     }
 
@@ -225,7 +234,7 @@ impl Gateway {
 
     /// Brings to the disk what has to outlive the machine; ends with the gateway.
     async fn persist(&self) {
-        let mut rotation_fails = false;
+        let (mut rotation_fails, mut evidence_due) = (false, 0_u32);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(PERSIST_EVERY) => {}
@@ -233,6 +242,11 @@ impl Gateway {
             }
             self.rotate_when_due(&mut rotation_fails);
             self.expire_orders();
+            evidence_due += 1;
+            if evidence_due >= EVIDENCE_EVERY {
+                evidence_due = 0;
+                self.keep_evidence();
+            }
             let broken = self.state.is_broken();
             // What failed was logged where it did.
             if self.state.persist(self.clock.now()).is_ok() && broken {
@@ -298,6 +312,7 @@ impl Running {
             thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
         }
         self.audit.stop(gateway)?;
+        gateway.keep_evidence();
         gateway.state.rewrite(gateway.clock.now())
     }
 }

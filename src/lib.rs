@@ -10,6 +10,7 @@ pub mod containment;
 pub mod demo;
 pub mod detect;
 pub mod epochs;
+pub mod evidence;
 pub mod explain;
 pub mod gateway;
 pub mod lists;

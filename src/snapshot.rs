@@ -44,7 +44,7 @@ pub struct Snapshot {
     /// State of each partner, in the policy's order.
     pub states: Vec<Arc<PartnerState>>,
     /// What detectors may know of each partner's contract.
-    profiles: Vec<Arc<Profile>>,
+    pub profiles: Vec<Arc<Profile>>,
     /// How long the answers of each route took lately, in the policy's order.
     latencies: Vec<Arc<Latencies>>,
     /// People whose lookups are told of.

@@ -103,9 +103,13 @@ pub async fn release(whom: Whom<'_>, reason: String, by: String, gateway: Arc<Ga
         Some((mark, previous)) => [Some(mark), previous].into_iter().flatten().map(Some).collect(),
     };
     for actor in all {
-        let before = gateway.state().set_order(&(partner.clone(), actor), None).filter(|order| order.until > now);
-        let Some(Order { level, .. }) = before else { continue };
-        let (from, to) = (level, Level::Open);
+        let order = gateway.state().set_order(&(partner.clone(), actor), None).filter(|order| order.until > now);
+        let automatic = released(&gateway, &partner, actor, now);
+        let from = order.map_or(Level::Open, |order| order.level).max(automatic);
+        if from == Level::Open {
+            continue;
+        }
+        let to = Level::Open;
         gateway.moved(&Moved {
             partner: &partner,
             actor,
@@ -117,6 +121,7 @@ pub async fn release(whom: Whom<'_>, reason: String, by: String, gateway: Arc<Ga
         });
         lines.push(format!("{}: open (was {from})", named(&partner, actor)));
     }
+    gateway.alerts.release(&partner, whom.actor);
     if lines.is_empty() {
         lines.push(format!("{} was not contained", named(&partner, marks.map(|(mark, _)| mark))));
     }
@@ -124,6 +129,21 @@ pub async fn release(whom: Whom<'_>, reason: String, by: String, gateway: Arc<Ga
         lines.push(format!("{partner} is still frozen; `dwarpal thaw {partner}` ends that"));
     }
     kept(lines, gateway).await
+}
+
+/// Ends what evidence holds, and forgets that evidence: somebody looked into it.
+fn released(gateway: &Gateway, partner: &Arc<str>, actor: Option<Mark>, now: Timestamp) -> Level {
+    let state = gateway.state().partner(partner);
+    let mut watch = state.watch();
+    let standing = watch.standing(now);
+    watch.release(actor, now);
+    match actor {
+        None => standing.level,
+        Some(actor) => {
+            let of = standing.actors.iter().find(|(mark, _)| *mark == actor);
+            of.map_or(Level::Open, |(_, hold)| hold.level)
+        }
+    }
 }
 
 /// Who stands where: of everybody, or of one partner.
@@ -140,13 +160,16 @@ pub fn standing(gateway: &Gateway, only: Option<&str>, json: bool) -> Answer {
         }
     }
     let freezes = frozen.into_iter().map(|(partner, Freeze { since, by, reason })| {
-        let stands = Stands { level: Level::Frozen, since, until: None, by, reason };
+        let stands = Stands { level: Level::Frozen, since: Some(since), until: None, by, reason };
         ((partner, None), stands)
     });
     let orders = ordered.into_iter().map(|(held, Order { level, since, until, by, reason })| {
-        (held, Stands { level, since, until: Some(until), by, reason })
+        (held, Stands { level, since: Some(since), until: Some(until), by, reason })
     });
     let mut all: Vec<(Held, Stands)> = freezes.chain(orders).collect();
+    for partner in snapshot.policy.partners.iter().filter(|partner| only.is_none_or(|only| only == &*partner.name)) {
+        all.extend(evident(gateway, &partner.name, now));
+    }
     all.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mut lines: Vec<String> = all
         .iter()
@@ -165,10 +188,22 @@ pub fn standing(gateway: &Gateway, only: Option<&str>, json: bool) -> Answer {
     Answer { outcome: Outcome::Done, lines }
 }
 
-/// One line of `standing`.
+/// What evidence holds of one partner.
+fn evident(gateway: &Gateway, partner: &Arc<str>, now: Timestamp) -> Vec<(Held, Stands)> {
+    let standing = gateway.state().partner(partner).watch().standing(now);
+    let stands = |level, until| Stands { level, since: None, until, by: String::new(), reason: "evidence".to_owned() };
+    let own = (standing.level > Level::Open).then(|| ((partner.clone(), None), stands(standing.level, standing.until)));
+    let actors = standing.actors.iter().map(|(mark, hold)| {
+        let held: Held = (partner.clone(), Some(*mark));
+        (held, stands(hold.level, hold.until))
+    });
+    own.into_iter().chain(actors).collect()
+}
+
+/// One line of `standing`; evidence holds without saying since when.
 struct Stands {
     level: Level,
-    since: Timestamp,
+    since: Option<Timestamp>,
     until: Option<Timestamp>,
     by: String,
     reason: String,
@@ -177,8 +212,12 @@ struct Stands {
 impl Stands {
     fn in_words(&self, partner: &str, actor: Option<Mark>) -> String {
         let Stands { level, since, until, by, reason } = self;
-        let until = until.map_or("it is thawed".to_owned(), second);
         let name = named(partner, actor);
+        let Some(since) = since else {
+            let until = until.map_or("it is released".to_owned(), second);
+            return format!("{name}: {level} until {until}, automatically: the alerts say why");
+        };
+        let until = until.map_or("it is thawed".to_owned(), second);
         format!("{name}: {level} since {} until {until}, by an operator ({by}): {reason}", second(*since))
     }
 
@@ -190,7 +229,7 @@ impl Stands {
             "level": level,
             "since": since,
             "until": until,
-            "automatic": false,
+            "automatic": since.is_none(),
             "by": by,
             "reason": reason,
         });

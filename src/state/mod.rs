@@ -44,6 +44,8 @@ pub struct State {
     latencies: Mutex<HashMap<Arc<str>, Arc<Latencies>>>,
     orders: Mutex<Orders>,
     keeping_orders: Mutex<()>,
+    /// Entries of the audit whose lookups the evidence on the disk has.
+    evidence_folded: AtomicU64,
     /// `None`: it ends with the process, as for `explain`.
     store: Option<Store>,
 }
@@ -63,6 +65,8 @@ pub struct PartnerState {
     used: Mutex<Used>,
     /// Taken before `used`, never after it.
     watch: Mutex<Watch>,
+    /// Whether it asked for anybody since its evidence was kept.
+    asked: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -187,6 +191,7 @@ impl State {
             state.partner(&partner.into()).lock().recall(fact, at);
         })?;
         state.store = Some(store);
+        state.recall_evidence(directory)?;
         Ok((state, recovered))
     }
 
@@ -198,8 +203,9 @@ impl State {
             let frozen = AtomicBool::new(orders.freeze_of(name).is_some());
             let held = ArcSwapOption::from(orders.hold(name).map(Arc::new));
             let (name, used, watch) = (name.clone(), Mutex::default(), Mutex::default());
+            let asked = AtomicBool::default();
             let waiting = AtomicU32::new(0);
-            Arc::new(PartnerState { name, frozen, held, waiting, narrowed: AtomicU64::new(0), used, watch })
+            Arc::new(PartnerState { name, frozen, held, waiting, narrowed: AtomicU64::new(0), used, watch, asked })
         };
         partners.entry(name.clone()).or_insert_with(new).clone()
     }

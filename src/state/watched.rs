@@ -1,10 +1,16 @@
 //! What detectors know of a partner, folded under one lock with what it pays.
 
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
 use std::mem;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::PartnerState;
+use super::store::{StoreError, replace};
+use super::{PartnerState, State};
 use crate::clock::Timestamp;
 use crate::detect::{Alert, Asked, Outcome, Profile, Ruling, Ticket, Watch};
 use crate::policy::charge::Receipt;
@@ -25,6 +31,74 @@ struct Question {
     asked: Timestamp,
 }
 
+/// Directory of the evidence, one file a partner, and the file that says how much of the audit is in it.
+const DIRECTORY: &str = "evidence";
+const FOLDED: &str = "folded";
+const SUFFIX: &str = ".cbor";
+/// Of the files' format.
+const VERSION: u32 = 1;
+
+impl State {
+    /// Brings the evidence of partners that asked since the last time to the disk. `folded` entries of the audit are in it.
+    pub fn keep_evidence(&self, folded: u64) -> io::Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let directory = store.directory().join(DIRECTORY);
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        for partner in self.partners() {
+            if !partner.asked.swap(false, Ordering::AcqRel) {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            let written = ciborium::into_writer(&(VERSION, &*partner.watch()), &mut bytes).map_err(io::Error::other);
+            let kept = written.and_then(|()| replace(&directory.join(format!("{}{SUFFIX}", partner.name)), &bytes));
+            if let Err(error) = kept {
+                partner.asked.store(true, Ordering::Release);
+                return Err(error);
+            }
+        }
+        replace(&directory.join(FOLDED), format!("{folded}\n").as_bytes())?;
+        self.evidence_folded.store(folded, Ordering::Release);
+        Ok(())
+    }
+
+    /// How many entries of the audit the evidence on the disk has.
+    pub fn evidence_folded(&self) -> u64 {
+        self.evidence_folded.load(Ordering::Acquire)
+    }
+
+    /// Takes over what an earlier run knew of its partners. Going on without it would forget who was held, and why.
+    pub(super) fn recall_evidence(&mut self, directory: &Path) -> Result<(), StoreError> {
+        let directory = directory.join(DIRECTORY);
+        let failed = |path: &Path, what: String| StoreError {
+            path: path.to_owned(),
+            what,
+            hint: "mend it, or remove it: what this partner asked for until then is forgotten, and what held it",
+        };
+        let files = match fs::read_dir(&directory) {
+            Ok(files) => files,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(&directory, error.to_string())),
+        };
+        for file in files {
+            let path = file.map_err(|error| failed(&directory, error.to_string()))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let read = || fs::read(&path).map_err(|error| failed(&path, error.to_string()));
+            let foreign = || failed(&path, "it is not what this gateway wrote".to_owned());
+            if name == FOLDED {
+                let text = String::from_utf8(read()?).map_err(|_| foreign())?;
+                *self.evidence_folded.get_mut() = text.trim_end().parse().map_err(|_| foreign())?;
+            } else if let Some(partner) = name.strip_suffix(SUFFIX) {
+                let (version, watch): (u32, Watch) = ciborium::from_reader(&*read()?).map_err(|_| foreign())?;
+                if version != VERSION {
+                    return Err(foreign());
+                }
+                *self.partner(&partner.into()).watch() = watch;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl PartnerState {
     /// The asked half. `pay` takes the charges, and is not called for what is held. Evidence, verdict and charges are one step
     /// to all other lookups of this partner. Where containment is in shadow, what it would hold passes; nothing is learned from
@@ -36,6 +110,7 @@ impl PartnerState {
         asked: &Asked,
         pay: impl FnOnce() -> Receipt,
     ) -> (Receipt, Pending, Vec<Alert>) {
+        self.asked.store(true, Ordering::Release);
         let mut watch = self.watch();
         let Ruling { verdict, mut alerts } = watch.asked(profile, asked);
         let ticket = match verdict {
@@ -73,6 +148,7 @@ impl Pending {
     /// The answered half. Only the first outcome counts.
     pub fn answered(&mut self, outcome: Outcome, now: Timestamp) -> Vec<Alert> {
         let Some(Question { partner, profile, ticket, .. }) = mem::take(&mut self.0) else { return Vec::new() };
+        partner.asked.store(true, Ordering::Release);
         partner.watch().answered(&profile, ticket, outcome, now)
     }
 }

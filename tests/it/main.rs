@@ -16,6 +16,8 @@ mod clock;
 mod configuration;
 /// Partners and actors that an operator holds back: commands, expiry, restarts, the shape and the time of refusals.
 mod containment;
+/// What evidence holds: a sweep, one by one and in parallel, through crashes and until it is released.
+mod detection;
 /// Keys that follow each other while people are counted as before, and keys that are destroyed.
 mod epochs;
 /// The log as strangers read it: commands over directories that a gateway's code has written, whole and damaged.
