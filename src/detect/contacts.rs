@@ -1,5 +1,5 @@
-//! Whom has a partner asked for before? Ten million people at twelve bits each, in generations of Bloom filters whose bits
-//! for one person lie in one cache line.
+//! Whom has a partner asked for before? Generations of Bloom filters whose bits for one person lie in one cache line:
+//! twelve bits a person in a full one.
 //!
 //! A false "yes" lets a stranger pass for known (about one in two hundred), a "no" is always true.
 
