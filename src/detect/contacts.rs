@@ -1,5 +1,5 @@
-//! Whom has a partner asked for before? Ten million people at twelve bits each, in generations of Bloom filters whose bits
-//! for one person lie in one cache line.
+//! Whom has a partner asked for before? Generations of Bloom filters whose bits for one person lie in one cache line:
+//! twelve bits a person in a full one.
 //!
 //! A false "yes" lets a stranger pass for known (about one in two hundred), a "no" is always true.
 
@@ -69,8 +69,10 @@ impl Contacts {
         } else {
             let fits = self.recent.last().is_some_and(|last| now.since(last.began) < SPAN && !last.filter.is_full());
             if !fits {
-                // As much as the one before held, so that busy partners do not collect a row of small ones.
-                let size = self.recent.last().map_or(0, |last| last.filter.count);
+                // As much as the one before held, or more when that was not enough: busy partners have no row of small ones.
+                let grown =
+                    |filter: &Filter| if filter.is_full() { filter.count.saturating_mul(4) } else { filter.count };
+                let size = self.recent.last().map_or(0, |last| grown(&last.filter));
                 self.recent.push(Generation { began: now, tainted: false, filter: Filter::for_people(size) });
             }
             if let Some(last) = self.recent.last_mut() {

@@ -26,6 +26,9 @@ pub enum Part {
 
 const PARTS: usize = 9;
 
+/// The detector's name on alerts.
+pub const INTEREST: &str = "people-of-interest";
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Unit {
     parts: [f32; PARTS],
@@ -95,7 +98,7 @@ impl Unit {
             ("identifier-space", part(Part::Invalid) + part(Part::Neighbour)),
             ("novelty", part(Part::Series)),
             ("volume", volume),
-            ("people-of-interest", part(Part::Watched) + part(Part::Canary)),
+            (INTEREST, part(Part::Watched) + part(Part::Canary)),
             ("key-use", part(Part::Hour) + part(Part::Source)),
         ];
         let nats = top.iter().map(|(_, nats)| nats).sum();

@@ -47,6 +47,14 @@ impl Hours {
         (UNUSUAL / (near / self.total + 0.0005)).ln().clamp(-1.0, 1.5)
     }
 
+    /// Lookups that this hour has on an ordinary day.
+    pub fn expected(&self, now: Timestamp) -> f32 {
+        let (hour, half) = slot(now);
+        let days = if half == 0 { 5.0 / 7.0 } else { 2.0 / 7.0 };
+        // A day that is gone weighs FADE less than the one after it.
+        self.weight[half + hour] * (1.0 - FADE) / days
+    }
+
     pub fn learn(&mut self, now: Timestamp) {
         let day = (now.unix_seconds() / 86_400) as u32;
         if day > self.today {

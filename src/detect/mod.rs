@@ -24,6 +24,8 @@ mod misses;
 mod novelty;
 mod params;
 mod pending;
+#[cfg(test)]
+mod tests;
 mod volume;
 mod watch;
 

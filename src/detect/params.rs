@@ -52,6 +52,15 @@ pub struct Params {
     pub hour_most: f32,
     pub source_most: f32,
     pub volume_most: f32,
+    /// Nats for each peak's worth above the ordinary, up to `volume_small`; alone it suffices only far above `volume_large` peaks.
+    pub volume_slope: f32,
+    pub volume_small: f32,
+    pub volume_large: f32,
+    /// An actor may do so many times what its colleagues do on average.
+    pub colleagues: f32,
+    /// Canaries contain a whole partner only when it asks so many times what is usual at this hour: otherwise most of those
+    /// refused would be honest.
+    pub crowding: f32,
     /// Shares of first contacts that are watched, at an honest partner and at one who is after them.
     pub watched_honest: f32,
     pub watched_hunt: f32,
@@ -115,15 +124,15 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             on: Detectors::default(),
-            warn: 12.0,
-            contain: 12.0,
-            contain_partner: 16.0,
-            contain_whole_staff: 20.0,
+            warn: 10.5,
+            contain: 10.5,
+            contain_partner: 14.0,
+            contain_whole_staff: 17.0,
             noise: 1.5,
             half_life: 12 * HOUR,
             interest_half_life: 48 * HOUR,
             hold: 2 * HOUR,
-            hold_partner: HOUR,
+            hold_partner: Duration::from_secs(1_800),
             hold_most: DAY,
             pressed: 6.0,
             pressed_pace: 0.4,
@@ -141,10 +150,15 @@ impl Default for Params {
             hour_most: 5.0,
             source_most: 5.0,
             volume_most: 8.0,
+            volume_slope: 8.0,
+            volume_small: 6.0,
+            volume_large: 3.0,
+            colleagues: 1.7,
+            crowding: 1.5,
             watched_honest: 0.0005,
             watched_hunt: 0.04,
             canary: 10.0,
-            peak_margin: 1.3,
+            peak_margin: 1.2,
             peak_growth: 0.25,
             known_explains: 0.2,
             pending_partner: 64,

@@ -92,14 +92,19 @@ impl Pace {
         self.fast > limits.fast || self.slow > share * limits.slow
     }
 
+    /// First contacts an hour, as of the last minutes.
+    pub fn per_hour(&self) -> f32 {
+        self.fast * 3_600.0 / FAST
+    }
+
     pub fn say(&self, params: &Params, limits: Limits) -> f32 {
         if !params.on.volume {
             return 0.0;
         }
         let fast = self.fast / (limits.fast + params.known_explains * self.known_fast);
         let slow = self.slow / (limits.slow + params.known_explains * self.known_slow);
-        let small = |ratio: f32| (8.0 * (ratio - 1.0)).clamp(0.0, 6.0);
-        let large = |ratio: f32| (4.0 * (ratio - 3.0)).max(0.0);
+        let small = |ratio: f32| (params.volume_slope * (ratio - 1.0)).clamp(0.0, params.volume_small);
+        let large = |ratio: f32| (4.0 * (ratio - params.volume_large)).max(0.0);
         (small(fast).max(small(slow)) + large(fast).max(large(slow))).min(2.0 * params.volume_most)
     }
 }

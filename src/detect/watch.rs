@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::contacts::{Contact, Contacts};
-use super::evidence::{Part, Sum, Unit};
+use super::evidence::{INTEREST, Part, Sum, Unit};
 use super::identifiers::{self, Space};
 use super::key_use::{Hours, Sources};
 use super::ladder::{Hold, step_up};
@@ -244,6 +244,8 @@ impl Watch {
         if let Some(unit) = unit {
             unit.hold = None;
             unit.start_over();
+            // Its word counts for more than what was seen before: no relapse.
+            (unit.freed, unit.holds) = (Timestamp::default(), 0);
         }
     }
 
@@ -313,6 +315,7 @@ impl Watch {
     fn pass(&mut self, profile: &Profile, actor: Option<&Actor>, source: usize, now: Timestamp) {
         let params = &*profile.params;
         let mut tops = None;
+        let usual = self.hours.expected(now);
         let ordinary = [Who::Partner, Who::Actor, Who::Source].map(|who| {
             let unit = match who {
                 Who::Partner => Some(&self.partner),
@@ -328,7 +331,8 @@ impl Watch {
                 // A partner's nightly run may fall into the hour; an actor has the day before it.
                 let share = if who == Who::Partner { 1.0 } else { params.pressed_pace };
                 let many = ordinary[who as usize].is_some_and(|limits| unit.pace.is_many(share, limits));
-                let goes_on = !hold.by_operator && (many || unit.asked_sum() >= params.pressed);
+                let few = who == Who::Partner && unit.pace.per_hour() < params.crowding * usual;
+                let goes_on = !hold.by_operator && !few && (many || unit.asked_sum() >= params.pressed);
                 let time = hold_time(params, who, unit);
                 unit.hold = goes_on.then(|| Hold { until: Some(now.plus(time)), ..hold });
                 unit.start_over();
@@ -358,8 +362,8 @@ impl Watch {
             },
             Who::Source => Limits { fast: f32::MAX, slow: f32::MAX },
             Who::Actor => Limits {
-                fast: own(unit.pace.peak_fast, 4.0).max(2.0 * self.actor_fast + 4.0),
-                slow: own(unit.pace.peak_slow, 4.0).max(2.0 * self.actor_slow + 4.0),
+                fast: own(unit.pace.peak_fast, 4.0).max(params.colleagues * self.actor_fast + 4.0),
+                slow: own(unit.pace.peak_slow, 4.0).max(params.colleagues * self.actor_slow + 4.0),
             },
         }
     }
@@ -419,6 +423,10 @@ impl Watch {
         let sum = self.partner.sum(params, self.limits(profile, Who::Partner, &self.partner, now));
         most = most.max(sum.nats);
         let bar = if profile.actors { params.contain_whole_staff } else { params.contain_partner };
+        // Where honest work goes on beside it, a list with canaries is for an operator to stop.
+        let listed = sum.top.first().is_some_and(|(name, _)| *name == INTEREST);
+        let crowded = self.partner.pace.per_hour() > params.crowding * self.hours.expected(now);
+        let bar = if listed && !crowded { f32::MAX } else { bar };
         act(profile, &mut self.partner, Who::Partner, None, &sum, bar, now, alerts, &mut self.contacts);
         most
     }
