@@ -17,7 +17,8 @@ use crate::audit::{Audit, Keeper};
 use crate::clock::Clock;
 use crate::config::problem::Problem;
 use crate::config::{Config, Origin};
-use crate::detect::Alert;
+use crate::containment::{By, Moved};
+use crate::detect::{Alert, Step};
 use crate::log::LogLimit;
 use crate::metrics::Metrics;
 use crate::net::observe;
@@ -183,8 +184,13 @@ impl Gateway {
         &self.state
     }
 
-    /// Tells operators of something.
+    /// Tells operators of something, and of the step that it led to.
     pub fn raise(&self, alert: Alert, decision: Option<Uuid>) {
+        if let Some(Step { from, to, until }) = alert.moved {
+            let actor = alert.actor.as_ref().map(|actor| self.epochs().current().actor(actor));
+            let (by, reason) = (By::Automatic, alert.why.join("; "));
+            self.moved(&Moved { partner: &alert.partner, actor, from, to, until, by, reason: &reason });
+        }
         self.alerts.raise(alert, decision);
     }
 
