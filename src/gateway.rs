@@ -188,7 +188,8 @@ impl Gateway {
     pub fn raise(&self, alert: Alert, decision: Option<Uuid>) {
         if let Some(Step { from, to, until }) = alert.moved {
             let actor = alert.actor.as_ref().map(|actor| self.epochs().current().actor(actor));
-            let (by, reason) = (By::Automatic, alert.why.join("; "));
+            // Its reasons name the actor in clear; they are in the alert's own entry, without that.
+            let (by, reason) = (By::Automatic, format!("alert {}", alert.detector));
             self.moved(&Moved { partner: &alert.partner, actor, from, to, until, by, reason: &reason });
         }
         self.alerts.raise(alert, decision);

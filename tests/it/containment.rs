@@ -366,14 +366,14 @@ fn what_evidence_took_is_shown_and_can_be_given_back() {
         actor: Some("hw-1".into()),
         detector: "miss-evidence",
         severity: Severity::Warning,
-        why: vec!["20 of 24 people were unknown".into()],
+        why: vec!["20 of 24 people were unknown, asked for by hw-1".into()],
         moved: Some(Step { from: Level::Open, to: Level::KnownOnly, until: None }),
         exposed: None,
     };
     world.gateway().raise(alert, None);
     let steps = logged(&world, "containment", 2);
     assert_eq!((&steps[1]["automatic"], &steps[1]["to"]), (&json!(true), &json!("known-only")));
-    assert_eq!(steps[1]["reason"], "20 of 24 people were unknown");
+    assert_eq!(steps[1]["reason"], "alert miss-evidence");
     let steps = "dwarpal_containment_steps_total{by=\"automatic\",partner=\"alpha\",to=\"known-only\"}";
     assert_eq!(world.metric(steps), 1.0);
 }
