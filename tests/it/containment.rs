@@ -348,6 +348,7 @@ fn what_evidence_took_is_shown_and_can_be_given_back() {
     state.watch().contain(None, Level::ConsentOnly, Some(now.plus(HOUR)), now);
     let held = world.ask(lookup("6412345678", "hw-1"));
     assert_eq!((held.status, held.problem().as_str()), (403, "held"));
+    assert_eq!(world.metric("dwarpal_containment_level{partner=\"alpha\"}"), 2.0);
     let told = command(&world, &["standing", "alpha"], 0);
     assert!(
         told.starts_with("alpha: consent-only until 2") && told.contains(", automatically: the evidence"),
