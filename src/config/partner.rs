@@ -191,10 +191,11 @@ fn limits(table: &Reader) -> Option<Limits> {
 }
 
 /// Limits by their keys, with the reason that each refuses for.
-pub const PARTNER_LIMITS: [(&str, Reason); 5] = [
+pub const PARTNER_LIMITS: [(&str, Reason); 6] = [
     ("requests", Reason::RatePartner),
     ("source", Reason::RateSource),
     ("subject", Reason::RateSubject),
+    ("containment", Reason::HeldPartner),
     ("in_flight_max", Reason::InFlightPartner),
     ("connections_max", Reason::ConnectionsPartner),
 ];

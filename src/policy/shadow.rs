@@ -8,8 +8,9 @@ use super::reason::Reason;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shadow(u16);
 
-/// Every reason that can be in a shadow. `LimiterFull` is no limit of its own, but what one of them can refuse with.
-const REASONS: [Reason; 9] = [
+/// Every reason that can be in a shadow. `LimiterFull` is no limit of its own, but what one of them can refuse with;
+/// `HeldPartner` stands for all that evidence holds.
+const REASONS: [Reason; 10] = [
     Reason::NetworkNotAllowed,
     Reason::ConnectionsPartner,
     Reason::RateSource,
@@ -18,6 +19,7 @@ const REASONS: [Reason; 9] = [
     Reason::RateRoute,
     Reason::InFlightRoute,
     Reason::RateSubject,
+    Reason::HeldPartner,
     Reason::LimiterFull,
 ];
 

@@ -272,6 +272,7 @@ impl Record {
             return pay();
         }
         let Question { subject, actor } = question;
+        let shadow = plan.shadow();
         let actor = actor.as_ref().map(|Named { name, mark, previous }| detect::Actor {
             mark: *mark,
             previous: *previous,
@@ -279,7 +280,7 @@ impl Record {
         });
         let asked = detect::Asked { now, kind, subject, actor, source: peer.source, consent: false };
         let (state, profile) = (snapshot.state(partner), snapshot.profile(partner));
-        let (receipt, pending, alerts, known) = state.ask(profile, &asked, levels, pay);
+        let (receipt, pending, alerts, known) = state.ask(profile, shadow, &asked, levels, pay);
         self.facts.footing = (!levels.is_open()).then_some(footing(known));
         self.pending = pending;
         self.raise(alerts);

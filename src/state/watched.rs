@@ -2,12 +2,15 @@
 
 use std::mem;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::PartnerState;
 use crate::clock::Timestamp;
 use crate::detect::{Alert, Asked, Outcome, Profile, Ruling, Ticket, Watch};
 use crate::policy::charge::Receipt;
-use crate::policy::containment::Footing;
+use crate::policy::containment::{self, Footing};
+use crate::policy::reason::Reason;
+use crate::policy::shadow::Shadow;
 
 /// An allowed lookup whose outcome is not known yet. Dropped without one, it counts as a lookup that found somebody: whether
 /// the answer arrived cannot be known.
@@ -25,11 +28,13 @@ struct Question {
 
 impl PartnerState {
     /// The asked half. `pay` takes the charges, and is not called for what is held. Evidence, verdict and charges are one step
-    /// to all other lookups of this partner. `ordered` is where operators have put those who ask. Returns also whether the partner knew
-    /// this person before, which decides under some steps.
+    /// to all other lookups of this partner. Where containment is in shadow, what evidence would hold passes; nothing is learned from
+    /// its outcome, as if it had been held. `ordered` is where operators have put those who ask, which is in no shadow. Returns also
+    /// whether the partner knew this person before, which decides under some steps.
     pub fn ask(
         self: &Arc<Self>,
         profile: &Arc<Profile>,
+        shadow: Shadow,
         asked: &Asked,
         ordered: Footing,
         pay: impl FnOnce() -> Receipt,
@@ -38,11 +43,21 @@ impl PartnerState {
         let Ruling { verdict, mut alerts } = watch.asked_under(ordered, profile, asked);
         // A first contact makes nobody known at once, so this is what was true before.
         let known = asked.subject.as_ref().is_ok_and(|subject| watch.knows(&subject.person));
+        let by_order = containment::held(ordered, asked.consent, known);
         let ticket = match verdict {
             Ok(ticket) => ticket,
+            Err(reason) if shadow.contains(Reason::HeldPartner) && asked.subject.is_ok() && by_order.is_ok() => {
+                let passed = |others: Shadow| Receipt::Passed(others.reasons().chain([Reason::HeldPartner]).collect());
+                let receipt = match pay() {
+                    Receipt::Paid => passed(Shadow::default()),
+                    Receipt::Passed(others) => passed(others),
+                    refused => refused,
+                };
+                tracing::debug!(reason = reason.code(), "held, but for the shadow");
+                return (receipt, Pending::default(), alerts, known);
+            }
             Err(reason) => {
-                let retry_after = std::time::Duration::ZERO;
-                return (Receipt::Refused { reason, retry_after }, Pending::default(), alerts, known);
+                return (Receipt::Refused { reason, retry_after: Duration::ZERO }, Pending::default(), alerts, known);
             }
         };
         let receipt = pay();
@@ -106,7 +121,9 @@ mod tests {
             let source = [10, 20, 0, 5].into();
             let asked = Asked { now, kind: Kind::Mobile, subject: Ok(subject), actor: None, source, consent };
             let ordered = Footing { partner: level, ..Footing::default() };
-            let (receipt, mut pending, _, known) = partner.ask(&profile, &asked, ordered, || Receipt::Paid);
+            // That is about evidence: orders hold all the same.
+            let shadow = Shadow::from_iter([Reason::HeldPartner]);
+            let (receipt, mut pending, _, known) = partner.ask(&profile, shadow, &asked, ordered, || Receipt::Paid);
             let _ = pending.answered(Outcome::Found { people: 1 }, now);
             (if let Receipt::Refused { reason, .. } = receipt { Some(reason) } else { None }, known)
         };

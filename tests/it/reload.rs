@@ -627,7 +627,7 @@ fn a_sigkill_under_load_forgets_nothing_that_was_answered() {
     let setup = Setup::new().gateway("workers = 1", "workers = 2").partner(
         "alpha",
         "subject = \"100000/s\"",
-        "subject = \"1/d burst 1\"",
+        "subject = \"1/d burst 1\"\nshadow = [\"containment\"]",
     );
     let mut world = setup.spawn(one_person);
     assert_eq!(world.command(&["freeze", "gamma", "--reason", "a test"]).0, 0);

@@ -26,7 +26,7 @@ fn whenever_it_is_killed_every_answer_is_in_the_log_once_and_nothing_is_forgotte
     let kills = std::env::var("DWARPAL_KILLS").map_or(KILLS, |text| text.parse().expect("a number of kills"));
     let setup = Setup::new()
         .gateway("workers = 1", "workers = 2")
-        .partner("alpha", "subject = \"100000/s\"", "subject = \"1/d burst 1\"")
+        .partner("alpha", "subject = \"100000/s\"", "subject = \"1/d burst 1\"\nshadow = [\"containment\"]")
         .section("\n[audit]\ncheckpoint_interval = \"100ms\"\n");
     let mut world = setup.spawn(one_person);
     assert_eq!(world.command(&["freeze", "gamma", "--reason", "a test"]).0, 0);
