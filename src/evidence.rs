@@ -80,7 +80,8 @@ fn fold(snapshot: &Snapshot, request: &event::Request) -> Option<()> {
         Some(reason) => Receipt::Refused { reason, retry_after: Duration::ZERO },
         None => Receipt::Paid,
     };
-    let (_, mut pending, _) = state.ask(profile, Shadow::default(), &asked, pay);
+    let ordered = request.footing.map(|footing| footing.levels).unwrap_or_default();
+    let (_, mut pending, ..) = state.ask(profile, Shadow::default(), &asked, ordered, pay);
     let _ = pending.answered(outcome(request), later(request));
     Some(())
 }

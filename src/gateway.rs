@@ -187,12 +187,13 @@ impl Gateway {
         &self.state
     }
 
-    /// Tells operators of something.
+    /// Tells operators of something, and of the step that it led to.
     pub fn raise(&self, alert: Alert, decision: Option<Uuid>) {
         if let Some(Step { from, to, until }) = alert.moved {
             let actor = alert.actor.as_ref().map(|actor| self.epochs().current().actor(actor));
-            let reason = alert.why.first().map_or(alert.detector, String::as_str);
-            self.moved(&Moved { partner: &alert.partner, actor, from, to, until, by: By::Automatic, reason });
+            // Its reasons name the actor in clear; they are in the alert's own entry, without that.
+            let (by, reason) = (By::Automatic, format!("alert {}", alert.detector));
+            self.moved(&Moved { partner: &alert.partner, actor, from, to, until, by, reason: &reason });
         }
         self.alerts.raise(alert, decision);
     }

@@ -141,7 +141,7 @@ impl Metrics {
             )?,
             containment_level: gauge(
                 "dwarpal_containment_level",
-                "Where operators have put a partner: 0 open, 1 known-only, 2 consent-only, 3 frozen.",
+                "Where a partner stands, by evidence or an operator's order: 0 open, 1 known-only, 2 consent-only, 3 frozen.",
                 &["partner"],
             )?,
             containment_steps: counter(
@@ -603,7 +603,8 @@ impl Metrics {
             self.in_flight.with_label_values(&[name]).set(i64::from(state.in_flight()));
             self.partner_connections.with_label_values(&[name]).set(i64::from(state.connections()));
             let frozen = state.standing(now) == Standing::Frozen;
-            let level = if frozen { Level::Frozen } else { state.hold(None, None, now).partner };
+            let evident = state.watch().standing(now).level;
+            let level = if frozen { Level::Frozen } else { state.hold(None, None, now).partner.max(evident) };
             self.frozen.with_label_values(&[name]).set(i64::from(frozen));
             self.containment_level.with_label_values(&[name]).set(level as i64);
             let (sources, subjects) = state.entries();

@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::{Answer, Outcome, waited};
 use crate::clock::Timestamp;
 use crate::containment::{By, Moved};
+use crate::detect::Standing;
 use crate::gateway::Gateway;
 use crate::policy::containment::Level;
 use crate::policy::lookup::Actor;
+use crate::state::PartnerState;
 use crate::state::orders::{Freeze, Held, Order};
 use crate::subject::Mark;
 
@@ -103,13 +105,18 @@ pub async fn release(whom: Whom<'_>, reason: String, by: String, gateway: Arc<Ga
         Some((mark, previous)) => [Some(mark), previous].into_iter().flatten().map(Some).collect(),
     };
     for actor in all {
-        let order = gateway.state().set_order(&(partner.clone(), actor), None).filter(|order| order.until > now);
-        let automatic = released(&gateway, &partner, actor, now);
-        let from = order.map_or(Level::Open, |order| order.level).max(automatic);
-        if from == Level::Open {
+        let before = gateway.state().set_order(&(partner.clone(), actor), None).filter(|order| order.until > now);
+        let ordered = before.map_or(Level::Open, |order| order.level);
+        let state = gateway.state().partner(&partner);
+        let found = automatic(&state, now).into_iter().find(|(held, ..)| *held == actor);
+        // What evidence took is given back as well, and the evidence begins anew.
+        if found.is_some() {
+            state.watch().release(actor, now);
+        }
+        let (from, to) = (ordered.max(found.map_or(Level::Open, |(_, level, _)| level)), Level::Open);
+        if from == to {
             continue;
         }
-        let to = Level::Open;
         gateway.moved(&Moved {
             partner: &partner,
             actor,
@@ -131,21 +138,6 @@ pub async fn release(whom: Whom<'_>, reason: String, by: String, gateway: Arc<Ga
     kept(lines, gateway).await
 }
 
-/// Ends what evidence holds, and forgets that evidence: somebody looked into it.
-fn released(gateway: &Gateway, partner: &Arc<str>, actor: Option<Mark>, now: Timestamp) -> Level {
-    let state = gateway.state().partner(partner);
-    let mut watch = state.watch();
-    let standing = watch.standing(now);
-    watch.release(actor, now);
-    match actor {
-        None => standing.level,
-        Some(actor) => {
-            let of = standing.actors.iter().find(|(mark, _)| *mark == actor);
-            of.map_or(Level::Open, |(_, hold)| hold.level)
-        }
-    }
-}
-
 /// Who stands where: of everybody, or of one partner.
 pub fn standing(gateway: &Gateway, only: Option<&str>, json: bool) -> Answer {
     let (snapshot, now) = (gateway.snapshot(), gateway.clock.now());
@@ -160,16 +152,22 @@ pub fn standing(gateway: &Gateway, only: Option<&str>, json: bool) -> Answer {
         }
     }
     let freezes = frozen.into_iter().map(|(partner, Freeze { since, by, reason })| {
-        let stands = Stands { level: Level::Frozen, since: Some(since), until: None, by, reason };
+        let stands = Stands { level: Level::Frozen, since: Some(since), until: None, by: Some(by), reason };
         ((partner, None), stands)
     });
     let orders = ordered.into_iter().map(|(held, Order { level, since, until, by, reason })| {
-        (held, Stands { level, since: Some(since), until: Some(until), by, reason })
+        (held, Stands { level, since: Some(since), until: Some(until), by: Some(by), reason })
     });
-    let mut all: Vec<(Held, Stands)> = freezes.chain(orders).collect();
-    for partner in snapshot.policy.partners.iter().filter(|partner| only.is_none_or(|only| only == &*partner.name)) {
-        all.extend(evident(gateway, &partner.name, now));
-    }
+    let partners = snapshot.policy.partners.iter().zip(&snapshot.states);
+    let partners = partners.filter(|(partner, _)| only.is_none_or(|only| *partner.name == *only));
+    let evident = partners.flat_map(|(partner, state)| {
+        let stands = automatic(state, now).into_iter().map(|(actor, level, until)| {
+            let reason = "the evidence that its alert tells of".to_owned();
+            ((partner.name.clone(), actor), Stands { level, since: None, until, by: None, reason })
+        });
+        stands.collect::<Vec<_>>()
+    });
+    let mut all: Vec<(Held, Stands)> = freezes.chain(orders).chain(evident).collect();
     all.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mut lines: Vec<String> = all
         .iter()
@@ -188,37 +186,35 @@ pub fn standing(gateway: &Gateway, only: Option<&str>, json: bool) -> Answer {
     Answer { outcome: Outcome::Done, lines }
 }
 
-/// What evidence holds of one partner.
-fn evident(gateway: &Gateway, partner: &Arc<str>, now: Timestamp) -> Vec<(Held, Stands)> {
-    let standing = gateway.state().partner(partner).watch().standing(now);
-    let stands = |level, until| Stands { level, since: None, until, by: String::new(), reason: "evidence".to_owned() };
-    let own = (standing.level > Level::Open).then(|| ((partner.clone(), None), stands(standing.level, standing.until)));
-    let actors = standing.actors.iter().map(|(mark, hold)| {
-        let held: Held = (partner.clone(), Some(*mark));
-        (held, stands(hold.level, hold.until))
-    });
-    own.into_iter().chain(actors).collect()
+/// Where evidence has put a partner and its actors, as far as it is not open to them.
+fn automatic(state: &PartnerState, now: Timestamp) -> Vec<(Option<Mark>, Level, Option<Timestamp>)> {
+    let Standing { level, until, actors, .. } = state.watch().standing(now);
+    let actors = actors.into_iter().map(|(mark, hold)| (Some(mark), hold.level, hold.until));
+    let all = [(None, level, until)].into_iter().chain(actors);
+    all.filter(|(_, level, _)| *level != Level::Open).collect()
 }
 
-/// One line of `standing`; evidence holds without saying since when.
+/// One line of `standing`.
 struct Stands {
     level: Level,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
-    by: String,
+    /// `None`: by evidence.
+    by: Option<String>,
     reason: String,
 }
 
 impl Stands {
     fn in_words(&self, partner: &str, actor: Option<Mark>) -> String {
         let Stands { level, since, until, by, reason } = self;
-        let name = named(partner, actor);
-        let Some(since) = since else {
-            let until = until.map_or("it is released".to_owned(), second);
-            return format!("{name}: {level} until {until}, automatically: the alerts say why");
+        let until = match (until, by) {
+            (Some(until), _) => second(*until),
+            (None, Some(_)) => "it is thawed".to_owned(),
+            (None, None) => "it is released".to_owned(),
         };
-        let until = until.map_or("it is thawed".to_owned(), second);
-        format!("{name}: {level} since {} until {until}, by an operator ({by}): {reason}", second(*since))
+        let since = since.map_or(String::new(), |since| format!(" since {}", second(since)));
+        let by = by.as_ref().map_or("automatically".to_owned(), |by| format!("by an operator ({by})"));
+        format!("{}: {level}{since} until {until}, {by}: {reason}", named(partner, actor))
     }
 
     fn as_json(&self, partner: &str, actor: Option<Mark>) -> String {
@@ -229,7 +225,7 @@ impl Stands {
             "level": level,
             "since": since,
             "until": until,
-            "automatic": since.is_none(),
+            "automatic": by.is_none(),
             "by": by,
             "reason": reason,
         });

@@ -17,6 +17,8 @@ use super::pending::Pending;
 use super::volume::Limits;
 use super::{Actor, Alert, Asked, Interest, Level, Outcome, Profile, Ruling, Severity, Step, interest};
 use crate::clock::Timestamp;
+use crate::policy::charge::Person;
+use crate::policy::containment::{self, Footing};
 use crate::policy::reason::Reason;
 use crate::subject::{Features, Kind, Mark};
 
@@ -77,6 +79,17 @@ enum Who {
 impl Watch {
     /// The asked half: folds what shows before an outcome is known, and rules.
     pub fn asked(&mut self, profile: &Profile, asked: &Asked) -> Ruling {
+        self.asked_under(Footing::default(), profile, asked)
+    }
+
+    /// Whether the partner knew this person before there was evidence.
+    pub fn knows(&self, person: &Person) -> bool {
+        self.contacts.find(person) == Contact::Known
+    }
+
+    /// The same, where operators have put the partner or the actor on a step. What they hold back is folded like what evidence
+    /// holds back, and makes nobody known.
+    pub fn asked_under(&mut self, ordered: Footing, profile: &Profile, asked: &Asked) -> Ruling {
         let params = &*profile.params;
         let now = asked.now;
         let began = *self.began.get_or_insert(now);
@@ -119,7 +132,8 @@ impl Watch {
         let neighbours = if first { self.space.neighbours(&subject.features) } else { 0 };
         let mark = actor.map(|actor| actor.mark);
 
-        let held = self.refusal(mark, place, contact, asked.consent, now);
+        let by_order = containment::held(ordered, asked.consent, contact == Contact::Known).err();
+        let held = by_order.or_else(|| self.refusal(mark, place, contact, asked.consent, now));
         if first {
             let series = self.novelty.say(params, asked.kind, strange);
             let space = self.space.say(params, asked.kind, neighbours);

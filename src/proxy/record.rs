@@ -258,13 +258,16 @@ impl Record {
             Some(id) => snapshot.state(id).hold(mark, previous, now),
             None => Footing::default(),
         };
-        let footing = event::Footing { levels, consent: false, known: false };
-        self.facts.footing = (!levels.is_open()).then_some(footing);
-        let pay = || match footing.held() {
-            Ok(()) => peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0,
-            Err(reason) => Receipt::Refused { reason, retry_after: Duration::ZERO },
+        let footing = |known| event::Footing { levels, consent: false, known };
+        self.facts.footing = (!levels.is_open()).then_some(footing(false));
+        let pay = || peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0;
+        let (Some(question), Some(partner), Some(kind)) = (question, id, self.kind) else {
+            // Nobody can say whether this person is known.
+            return match footing(false).held() {
+                Ok(()) => pay(),
+                Err(reason) => Receipt::Refused { reason, retry_after: Duration::ZERO },
+            };
         };
-        let (Some(question), Some(partner), Some(kind)) = (question, id, self.kind) else { return pay() };
         if plan.refusal().is_some_and(|refusal| question.subject.as_ref().err() != Some(&refusal)) {
             return pay();
         }
@@ -276,7 +279,9 @@ impl Record {
             name,
         });
         let asked = detect::Asked { now, kind, subject, actor, source: peer.source, consent: false };
-        let (receipt, pending, alerts) = snapshot.state(partner).ask(snapshot.profile(partner), shadow, &asked, pay);
+        let (state, profile) = (snapshot.state(partner), snapshot.profile(partner));
+        let (receipt, pending, alerts, known) = state.ask(profile, shadow, &asked, levels, pay);
+        self.facts.footing = (!levels.is_open()).then_some(footing(known));
         self.pending = pending;
         self.raise(alerts);
         receipt

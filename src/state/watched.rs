@@ -14,6 +14,7 @@ use super::{PartnerState, State};
 use crate::clock::Timestamp;
 use crate::detect::{Alert, Asked, Outcome, Profile, Ruling, Ticket, Watch};
 use crate::policy::charge::Receipt;
+use crate::policy::containment::{self, Footing};
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
 
@@ -101,21 +102,26 @@ impl State {
 
 impl PartnerState {
     /// The asked half. `pay` takes the charges, and is not called for what is held. Evidence, verdict and charges are one step
-    /// to all other lookups of this partner. Where containment is in shadow, what it would hold passes; nothing is learned from
-    /// its outcome, as if it had been held.
+    /// to all other lookups of this partner. Where containment is in shadow, what evidence would hold passes; nothing is learned from
+    /// its outcome, as if it had been held. `ordered` is where operators have put those who ask, which is in no shadow. Returns also
+    /// whether the partner knew this person before, which decides under some steps.
     pub fn ask(
         self: &Arc<Self>,
         profile: &Arc<Profile>,
         shadow: Shadow,
         asked: &Asked,
+        ordered: Footing,
         pay: impl FnOnce() -> Receipt,
-    ) -> (Receipt, Pending, Vec<Alert>) {
+    ) -> (Receipt, Pending, Vec<Alert>, bool) {
         self.asked.store(true, Ordering::Release);
         let mut watch = self.watch();
-        let Ruling { verdict, mut alerts } = watch.asked(profile, asked);
+        let Ruling { verdict, mut alerts } = watch.asked_under(ordered, profile, asked);
+        // A first contact makes nobody known at once, so this is what was true before.
+        let known = asked.subject.as_ref().is_ok_and(|subject| watch.knows(&subject.person));
+        let by_order = containment::held(ordered, asked.consent, known);
         let ticket = match verdict {
             Ok(ticket) => ticket,
-            Err(reason) if shadow.contains(Reason::HeldPartner) && asked.subject.is_ok() => {
+            Err(reason) if shadow.contains(Reason::HeldPartner) && asked.subject.is_ok() && by_order.is_ok() => {
                 let passed = |others: Shadow| Receipt::Passed(others.reasons().chain([Reason::HeldPartner]).collect());
                 let receipt = match pay() {
                     Receipt::Paid => passed(Shadow::default()),
@@ -123,19 +129,19 @@ impl PartnerState {
                     refused => refused,
                 };
                 tracing::debug!(reason = reason.code(), "held, but for the shadow");
-                return (receipt, Pending::default(), alerts);
+                return (receipt, Pending::default(), alerts, known);
             }
             Err(reason) => {
-                return (Receipt::Refused { reason, retry_after: Duration::ZERO }, Pending::default(), alerts);
+                return (Receipt::Refused { reason, retry_after: Duration::ZERO }, Pending::default(), alerts, known);
             }
         };
         let receipt = pay();
         if let Receipt::Refused { .. } = receipt {
             alerts.extend(watch.answered(profile, ticket, Outcome::Unavailable, asked.now));
-            return (receipt, Pending::default(), alerts);
+            return (receipt, Pending::default(), alerts, known);
         }
         let (partner, profile) = (self.clone(), profile.clone());
-        (receipt, Pending(Some(Question { partner, profile, ticket, asked: asked.now })), alerts)
+        (receipt, Pending(Some(Question { partner, profile, ticket, asked: asked.now })), alerts, known)
     }
 
     pub fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -159,5 +165,53 @@ impl Drop for Pending {
             let asked = *asked;
             let _ = self.answered(Outcome::Found { people: 1 }, asked);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::detect::{Interest, Subject};
+    use crate::policy::containment::Level;
+    use crate::policy::reason::Reason;
+    use crate::state::State;
+    use crate::subject::{self, EpochKey, Kind};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn who_is_held_by_order_gets_to_know_nobody() {
+        let (partner, profile, key) =
+            (State::default().partner(&"icmr".into()), Arc::new(Profile::default()), EpochKey::ephemeral());
+        let person = subject::Subject::parse(Kind::Mobile, "6412345678").expect("a mobile");
+        let mut now = Timestamp::from_unix_seconds(1_780_000_000);
+        let mut ask = |later: Duration, level: Level, consent: bool| {
+            now = now.plus(later);
+            let subject = Subject {
+                person: key.token(&person).key().into(),
+                features: key.features(&person),
+                interest: Interest::None,
+            };
+            let source = [10, 20, 0, 5].into();
+            let asked = Asked { now, kind: Kind::Mobile, subject: Ok(subject), actor: None, source, consent };
+            let ordered = Footing { partner: level, ..Footing::default() };
+            // That is about evidence: orders hold all the same.
+            let shadow = Shadow::from_iter([Reason::HeldPartner]);
+            let (receipt, mut pending, _, known) = partner.ask(&profile, shadow, &asked, ordered, || Receipt::Paid);
+            let _ = pending.answered(Outcome::Found { people: 1 }, now);
+            (if let Receipt::Refused { reason, .. } = receipt { Some(reason) } else { None }, known)
+        };
+        let held = Some(Reason::HeldPartner);
+        assert_eq!(ask(DAY, Level::KnownOnly, false), (held, false));
+        // However long ago it was asked for in vain.
+        assert_eq!(ask(400 * DAY, Level::KnownOnly, false), (held, false));
+        assert_eq!(ask(DAY, Level::ConsentOnly, false), (held, false));
+        assert_eq!(ask(DAY, Level::Open, false), (None, false));
+        assert_eq!(ask(DAY, Level::KnownOnly, false), (held, false), "only yesterday");
+        assert_eq!(ask(DAY, Level::KnownOnly, true).0, None);
+        assert_eq!(ask(DAY, Level::ConsentOnly, true).0, None);
+        assert_eq!(ask(DAY, Level::Frozen, true).0, held);
     }
 }

@@ -46,7 +46,7 @@ fn a_sweep_is_held_and_stays_held_through_a_crash_until_it_is_released() {
     world.kill_and_restart();
     assert_eq!(world.ask(mobile(6_500_000_000)).problem(), "held");
     let (code, out, error) = world.command(&["standing", "alpha"]);
-    assert!(code == 0 && out.contains("automatically"), "{out}{error}");
+    assert!(code == 0 && out.contains("automatically: the evidence"), "{out}{error}");
     // A restart in order reads what was kept then.
     world.restart();
     assert_eq!(world.ask(mobile(6_500_000_001)).problem(), "held");
