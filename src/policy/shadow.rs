@@ -9,7 +9,7 @@ use super::reason::Reason;
 pub struct Shadow(u16);
 
 /// Every reason that can be in a shadow. `LimiterFull` is no limit of its own, but what one of them can refuse with.
-const REASONS: [Reason; 9] = [
+const REASONS: [Reason; 13] = [
     Reason::NetworkNotAllowed,
     Reason::ConnectionsPartner,
     Reason::RateSource,
@@ -18,6 +18,10 @@ const REASONS: [Reason; 9] = [
     Reason::RateRoute,
     Reason::InFlightRoute,
     Reason::RateSubject,
+    Reason::BudgetPartner,
+    Reason::BudgetActor,
+    Reason::BudgetGrant,
+    Reason::BudgetPeople,
     Reason::LimiterFull,
 ];
 

@@ -142,7 +142,7 @@ const CIDRS: [&str; 8] = [
 const SOURCES: [&str; 5] = ["10.0.0.7", "10.0.0.200", "10.0.9.9", "2001:db8:0:1::1", "192.0.2.1"];
 
 /// Of each partner and each grant; the limits are there to be replaced as a whole.
-const LIMITS: &str = "[limits]\nrequests = \"9/s\"\nsource = \"9/s\"\nsubject = \"9/s\"\nin_flight_max = 9\n";
+const LIMITS: &str = "[contract]\nclass = \"batch\"\npeople_per_day = 9\n[limits]\nrequests = \"9/s\"\nsource = \"9/s\"\nsubject = \"9/s\"\nin_flight_max = 9\n";
 const GRANT_LIMITS: &str = "in_flight_max = 1";
 
 /// Choices that proptest draws and shrinks: zero is the first and plainest of each.
