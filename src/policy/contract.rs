@@ -125,14 +125,14 @@ impl Contract {
         let planned = self.people_per_day.max(PLANNED_MIN);
         let of = |factor: u32| planned.saturating_mul(factor).min(BUDGET_MAX);
         let partner = Budget::new(of(12), of(25), of(60));
-        let people = Budget { most: partner.most.map(|most| most.map(|most| most.saturating_mul(PEOPLE_PER_SUBJECT).min(BUDGET_MAX))) };
+        let people = Budget {
+            most: partner.most.map(|most| most.map(|most| most.saturating_mul(PEOPLE_PER_SUBJECT).min(BUDGET_MAX))),
+        };
         let actor = match self.class {
             // A user and those whom a user cares for.
             Class::CitizenApp => Some(Budget::new(50, 100, 300)),
             // Somebody at a desk, on the busiest day: a camp, or all of the partner's work alone.
-            Class::Interactive | Class::Unknown => {
-                Some(Budget::new(of(1).max(300), of(2).max(600), of(20).max(6_000)))
-            }
+            Class::Interactive | Class::Unknown => Some(Budget::new(of(1).max(300), of(2).max(600), of(20).max(6_000))),
             // Nobody sits there: what a system names as its actor is the partner itself.
             Class::Batch => None,
         };

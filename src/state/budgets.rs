@@ -9,8 +9,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::clock::Timestamp;
 use super::store::{Fact, Whose};
+use crate::clock::Timestamp;
 use crate::policy::charge::{Person, Scope, SubjectKey};
 use crate::policy::contract::{Budget, Window};
 use crate::policy::reason::Reason;
@@ -473,5 +473,335 @@ impl Spent {
             }
         }
         window.longest()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::policy::charge::{Charge, Receipt};
+    use crate::policy::shadow::Shadow;
+    use crate::state::store::Ledger;
+    use crate::state::{Hold, State};
+
+    const START: u64 = 1_780_000_000;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_unix_seconds(START + seconds)
+    }
+
+    fn key(person: u8) -> SubjectKey {
+        [person; 16]
+    }
+
+    fn open(directory: &Path) -> State {
+        State::open(directory).expect("state").0
+    }
+
+    fn pay(state: &State, charges: &[Charge], shadow: Shadow, now: Timestamp) -> (Receipt, Hold) {
+        let mut ledger = Ledger::default();
+        let partner = state.partner(&"icmr".into());
+        let paid = partner.charge(charges.iter().copied(), shadow, 1_000, now, &mut ledger);
+        state.keep(&mut ledger).expect("kept");
+        paid
+    }
+
+    fn ask(
+        state: &State,
+        scope: Scope,
+        person: impl Into<Person>,
+        budget: Budget,
+        now: Timestamp,
+    ) -> (Option<Reason>, Hold) {
+        let (receipt, hold) = pay(state, &[Charge::Budget(scope, person.into(), budget)], Shadow::default(), now);
+        (if let Receipt::Refused { reason, .. } = receipt { Some(reason) } else { None }, hold)
+    }
+
+    fn disclosed(state: &State, hold: &mut Hold, people: u32) {
+        let mut ledger = Ledger::default();
+        hold.disclosed(people, &mut ledger);
+        state.keep(&mut ledger).expect("kept");
+    }
+
+    /// The naive one: when everybody was asked for last, and nothing else.
+    #[derive(Default)]
+    struct Log(BTreeMap<u8, u64>);
+
+    impl Log {
+        fn is_in(window: Window, then: u64, now: u64) -> bool {
+            let step = 60 * u64::from(window.step());
+            (now / step).saturating_sub(then / step) <= u64::from(window.steps())
+        }
+
+        fn ask(&mut self, person: u8, budget: Budget, now: u64) -> bool {
+            let fits = budget.windows().all(|(window, most)| {
+                let mut inside: Vec<u8> = self
+                    .0
+                    .iter()
+                    .filter(|(_, then)| Log::is_in(window, **then, now))
+                    .map(|(person, _)| *person)
+                    .collect();
+                let known = inside.contains(&person);
+                inside.retain(|other| *other != person);
+                known || inside.len() < most as usize
+            });
+            if fits {
+                self.0.insert(person, now);
+            }
+            fits
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Ask {
+            person: u8,
+            after: u64,
+        },
+        Restart {
+            in_order: bool,
+        },
+        /// Everybody has another key from now on.
+        Rotate,
+        Sweep,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let after = prop_oneof![0u64..100, 0u64..4_000, 0u64..90_000, 0u64..2_700_000];
+        prop_oneof![
+            20 => (0u8..8, after).prop_map(|(person, after)| Event::Ask { person, after }),
+            2 => any::<bool>().prop_map(|in_order| Event::Restart { in_order }),
+            1 => Just(Event::Rotate),
+            1 => Just(Event::Sweep),
+        ]
+    }
+
+    /// What a kill leaves, with its lines put into another order: they are read late, twice and mixed up.
+    fn shuffle(directory: &Path) {
+        for entry in std::fs::read_dir(directory).expect("listed") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|end| end == "journal") {
+                let text = std::fs::read_to_string(&path).expect("read");
+                let lines: Vec<_> = text.lines().rev().chain(text.lines().take(3)).collect();
+                std::fs::write(&path, lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+                    .expect("written");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.min(300), ..ProptestConfig::default() })]
+        #[test]
+        fn windows_are_those_of_a_naive_log(events in proptest::collection::vec(event(), 1..80), most in proptest::array::uniform3(proptest::option::of(1u32..6))) {
+            let budget = Budget { most };
+            let home = TempDir::new().expect("directory");
+            let (mut state, mut log, mut now, mut epoch) = (Some(open(home.path())), Log::default(), START, 0u8);
+            for event in events {
+                match event {
+                    Event::Ask { person, after } => {
+                        now += after;
+                        let under = |epoch: u8| key(16 * epoch + person);
+                        let asked = Person { key: under(epoch), previous: epoch.checked_sub(1).map(under) };
+                        let expected = log.ask(person, budget, now);
+                        let state = state.as_ref().expect("open");
+                        for (scope, refusal) in [(Scope::Partner, Reason::BudgetPartner), (Scope::Grant("mobile"), Reason::BudgetGrant), (Scope::Actor(key(200).into()), Reason::BudgetActor)] {
+                            let (refused, _) = ask(state, scope, asked, budget, Timestamp::from_unix_seconds(now));
+                            prop_assert_eq!(refused, (!expected).then_some(refusal), "{} at {}", person, now);
+                        }
+                    }
+                    Event::Restart { in_order } => {
+                        let before = state.take().expect("open");
+                        if in_order {
+                            before.rewrite(Timestamp::from_unix_seconds(now)).expect("kept");
+                        }
+                        drop(before);
+                        shuffle(home.path());
+                        state = Some(open(home.path()));
+                    }
+                    // Everybody has to be asked for within the overlap, or is out of every window: once is enough here.
+                    Event::Rotate => epoch = 1,
+                    Event::Sweep => state.as_ref().expect("open").sweep(Timestamp::from_unix_seconds(now)),
+                }
+            }
+        }
+
+        #[test]
+        fn people_are_never_more_than_the_budget_and_less_by_what_came_to_nothing(
+            asks in proptest::collection::vec((0u8..6, 1u16..7, 0u32..7, 0u8..4), 1..60), most in 6u32..20,
+        ) {
+            let home = TempDir::new().expect("directory");
+            let mut state = open(home.path());
+            let budget = Budget { most: [None, Some(most), None] };
+            // The most that anybody can have got: what was settled, and whole reservations that were not.
+            let mut got = BTreeMap::<u8, u32>::new();
+            let mut pending = Vec::new();
+            let (mut exact, mut went) = (true, false);
+            for (at_second, (person, reserve, people, then)) in asks.into_iter().enumerate() {
+                let now = at(at_second as u64);
+                let (refused, hold) = ask(&state, Scope::People(reserve), key(person), budget, now);
+                if refused.is_none() {
+                    pending.push((person, people.min(u32::from(reserve)), u32::from(reserve), hold));
+                }
+                match then {
+                    // The first outcome is in, or its partner went away.
+                    0 | 1 if !pending.is_empty() => {
+                        let (person, people, reserve, mut hold) = pending.remove(0);
+                        let known = got.entry(person).or_default();
+                        if then == 0 {
+                            disclosed(&state, &mut hold, people);
+                            *known = (*known).max(people);
+                        } else {
+                            went = true;
+                            *known = (*known).max(reserve);
+                        }
+                    }
+                    // Killed: what was under way counts as reserved, a person with the most of its reservations.
+                    2 => {
+                        // Who went away left nothing to be kept: of several reservations the disk knows the most.
+                        exact &= pending.is_empty() && !went;
+                        for (person, _, reserve, hold) in pending.drain(..) {
+                            let known = got.entry(person).or_default();
+                            *known = (*known).max(reserve);
+                            std::mem::forget(hold);
+                        }
+                        drop(state);
+                        shuffle(home.path());
+                        state = open(home.path());
+                    }
+                    _ => {}
+                }
+                let (_, used) = state.partner(&"icmr".into()).budgets_used(Window::Day, now);
+                let sure: u32 = got.values().sum();
+                prop_assert!(used <= u64::from(most) && used >= u64::from(sure), "{} of {}, of which {}", used, most, sure);
+                if exact && pending.is_empty() {
+                    prop_assert_eq!(used, u64::from(sure));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn so_many_threads_get_exactly_what_is_left() {
+        let state = State::default();
+        let budget = Budget::new(100, 200, 300);
+        let partner = state.partner(&"icmr".into());
+        let (allowed, holds): (Vec<usize>, Vec<_>) = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..256u32)
+                .map(|thread| {
+                    let partner = &partner;
+                    scope.spawn(move || {
+                        let mut holds = Vec::new();
+                        for person in 0..20u32 {
+                            // Each person is asked for by four threads.
+                            let mut key = [0; 16];
+                            key[..4].copy_from_slice(&(1 + thread / 4 * 20 + person).to_be_bytes());
+                            let person = Person::from(key);
+                            let charges = [
+                                Charge::Budget(Scope::Partner, person, budget),
+                                Charge::Budget(Scope::People(3), person, Budget::new(270, 1_000, 1_000)),
+                            ];
+                            let (receipt, hold) = partner.charge(
+                                charges.into_iter(),
+                                Shadow::default(),
+                                9_999,
+                                at(0),
+                                &mut Ledger::default(),
+                            );
+                            if receipt == Receipt::Paid {
+                                holds.push((key, hold));
+                            }
+                        }
+                        let people: std::collections::HashSet<_> = holds.iter().map(|(key, _)| *key).collect();
+                        (people, holds)
+                    })
+                })
+                .collect();
+            let mut all = std::collections::HashSet::new();
+            let mut kept = Vec::new();
+            for thread in threads {
+                let (people, holds) = thread.join().expect("no panic");
+                all.extend(people);
+                kept.extend(holds);
+            }
+            (vec![all.len()], kept)
+        });
+        // Ninety people of three each: the people budget is the smaller one.
+        assert_eq!(allowed, [90]);
+        assert_eq!(partner.budgets_used(Window::Hour, at(0)), (90, 270));
+        for (_, mut hold) in holds {
+            hold.disclosed(1, &mut Ledger::default());
+        }
+        assert_eq!(partner.budgets_used(Window::Hour, at(0)), (90, 90));
+    }
+
+    #[test]
+    fn a_repeat_is_free_and_a_refusal_says_when() {
+        let state = State::default();
+        let budget = Budget { most: [Some(2), None, Some(3)] };
+        let charge = |person| [Charge::Budget(Scope::Partner, key(person).into(), budget)];
+        let pay = |person, now| pay(&state, &charge(person), Shadow::default(), now).0;
+        assert_eq!((pay(1, at(0)), pay(2, at(600)), pay(1, at(1_200))), (Receipt::Paid, Receipt::Paid, Receipt::Paid));
+        let Receipt::Refused { reason, retry_after } = pay(3, at(1_260)) else { panic!("a third one") };
+        assert_eq!(reason, Reason::BudgetPartner);
+        // The second person leaves first: the first was asked for again.
+        assert!((2_880..=3_000).contains(&retry_after.as_secs()), "{retry_after:?}");
+        assert_eq!((pay(1, at(1_260)), pay(3, at(1_260).plus(retry_after))), (Receipt::Paid, Receipt::Paid));
+        let Receipt::Refused { retry_after, .. } = pay(4, at(90_000)) else { panic!("a fourth one in thirty days") };
+        assert!(retry_after > Duration::from_secs(28 * 86_400), "{retry_after:?}");
+        assert_eq!(pay(4, at(90_000).plus(retry_after)), Receipt::Paid);
+    }
+
+    #[test]
+    fn a_budget_in_shadow_passes_is_named_and_takes_nothing() {
+        let state = State::default();
+        let (one, many) = (Budget::new(1, 1, 1), Budget::new(9, 9, 9));
+        let watched = Shadow::from_iter([Reason::BudgetPartner]);
+        let charges = |person| {
+            [
+                Charge::Budget(Scope::Partner, key(person).into(), one),
+                Charge::Budget(Scope::Grant("mobile"), key(person).into(), many),
+            ]
+        };
+        assert_eq!(pay(&state, &charges(1), watched, at(0)).0, Receipt::Paid);
+        assert_eq!(pay(&state, &charges(2), watched, at(0)).0, Receipt::Passed(watched));
+        let used = state.partner(&"icmr".into()).budgets_used(Window::Day, at(0)).0;
+        assert_eq!(used, 1);
+    }
+
+    #[test]
+    fn invented_actors_fill_no_memory_and_an_actor_keeps_its_people_through_a_rotation() {
+        let state = State::default();
+        let budget = Budget::new(2, 2, 2);
+        let actor = |n: u32| {
+            let mut key = [9; 16];
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            key
+        };
+        let ask = |actor: Person, person| ask(&state, Scope::Actor(actor), key(person), budget, at(0)).0;
+        let (before, after) = (actor(1), Person { key: actor(2), previous: Some(actor(1)) });
+        assert_eq!(
+            (ask(before.into(), 1), ask(before.into(), 2), ask(before.into(), 3)),
+            (None, None, Some(Reason::BudgetActor))
+        );
+        assert_eq!((ask(after, 1), ask(after, 3)), (None, Some(Reason::BudgetActor)));
+        let refused: Vec<_> = (10..2_000).filter_map(|other| ask(actor(other).into(), 1)).collect();
+        assert_eq!((refused.len(), refused[0]), (1_990 - 998, Reason::LimiterFull));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_counts_nobody_for_longer_than_a_window() {
+        let home = TempDir::new().expect("directory");
+        let budget = Budget::new(1, 9, 9);
+        let year = Timestamp::from_unix_seconds(START + 366 * 86_400);
+        assert_eq!(ask(&open(home.path()), Scope::Partner, key(1), budget, year).0, None);
+        let state = open(home.path());
+        assert_eq!(ask(&state, Scope::Partner, key(2), budget, at(0)).0, Some(Reason::BudgetPartner));
+        assert_eq!(ask(&state, Scope::Partner, key(2), budget, at(3_700)).0, None);
     }
 }

@@ -1210,7 +1210,9 @@ fn limited(world: &World, limits: &[(u32, bool); 6], chosen: Manner) -> Config {
     };
     let mut files = world.files();
     for text in files.values_mut() {
-        *text = text.replace(GRANT_LIMITS, &table(4..6)).replace(LIMITS, &format!("[limits]\n{}", table(0..4)));
+        *text = text
+            .replace(GRANT_LIMITS, &table(4..6))
+            .replace(LIMITS, &LIMITS.replace(LIMITS.split_once("[limits]\n").expect("a table").1, &table(0..4)));
     }
     load(&files).unwrap_or_else(|problems| panic!("{files:#?}\n{problems:#?}"))
 }
@@ -1450,7 +1452,9 @@ fn permitted(policy: &Policy, target: &str, body: &str, key: &EpochKey) -> Optio
     let charges: Vec<_> = plan.charges().collect();
     let permit = plan.settle(Receipt::Paid).ok()?;
     assert_eq!((permit.purpose(), &*permit.route().name), (Some("care"), &*route.name));
-    let [Charge::SubjectRate(charged, _)] = charges[..] else { panic!("{charges:?}") };
+    let [Charge::SubjectRate(charged, _), ref budgets @ ..] = charges[..] else { panic!("{charges:?}") };
+    assert!(!budgets.is_empty());
+    assert!(budgets.iter().all(|charge| matches!(charge, Charge::Budget(_, person, _) if *person == charged)));
     Some(Permitted { charged, lookup })
 }
 
