@@ -211,6 +211,11 @@ impl Seen {
         Some(after)
     }
 
+    /// Nobody will say what came of one reservation: all that is reserved for this person counts, as it does on the disk.
+    pub fn abandon(&mut self, key: SubjectKey) {
+        let _ = self.settle(key, self.stamp(&key).weight());
+    }
+
     /// A person that was counted under the key of the epoch before goes on under this one. What has to be kept of that: the
     /// old key's stamp says that it is gone.
     pub fn rename(&mut self, person: Person) -> Option<[(SubjectKey, Stamp); 2]> {
@@ -640,10 +645,11 @@ mod tests {
             let budget = Budget { most: [None, Some(most), None] };
             // The most that anybody can have got: what was settled, and whole reservations that were not.
             let mut got = BTreeMap::<u8, u32>::new();
-            let mut pending = Vec::new();
-            let (mut exact, mut went) = (true, false);
+            let mut pending: Vec<(u8, u32, u32, Hold)> = Vec::new();
+            let (mut exact, mut alone) = (true, true);
             for (at_second, (person, reserve, people, then)) in asks.into_iter().enumerate() {
                 let now = at(at_second as u64);
+                alone &= !pending.iter().any(|(other, ..)| *other == person);
                 let (refused, hold) = ask(&state, Scope::People(reserve), key(person), budget, now);
                 if refused.is_none() {
                     pending.push((person, people.min(u32::from(reserve)), u32::from(reserve), hold));
@@ -657,14 +663,14 @@ mod tests {
                             disclosed(&state, &mut hold, people);
                             *known = (*known).max(people);
                         } else {
-                            went = true;
+                            // With others under way it counts as the most of them.
+                            exact &= !pending.iter().any(|(other, ..)| *other == person) && alone;
                             *known = (*known).max(reserve);
                         }
                     }
                     // Killed: what was under way counts as reserved, a person with the most of its reservations.
                     2 => {
-                        // Who went away left nothing to be kept: of several reservations the disk knows the most.
-                        exact &= pending.is_empty() && !went;
+                        exact &= pending.is_empty();
                         for (person, _, reserve, hold) in pending.drain(..) {
                             let known = got.entry(person).or_default();
                             *known = (*known).max(reserve);

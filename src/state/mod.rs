@@ -638,9 +638,8 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let Some(partner) = &self.partner else { return };
         let mut used = partner.lock();
-        if let Some((key, most)) = self.people {
-            // Nothing is given back, so nothing has to be kept.
-            let _ = used.budgets.people.settle(key, most);
+        if let Some((key, _)) = self.people {
+            used.budgets.people.abandon(key);
         }
         if let Some(side) = self.request {
             used.in_flight.give_back(side);
