@@ -3,6 +3,7 @@
 use std::sync::Barrier;
 
 use super::world::backend::{Exchange, one_person};
+use super::world::line::Line;
 use super::world::{Setup, World, eventually};
 
 fn lookup(route: &str, number: u32, actor: &str) -> String {
@@ -23,19 +24,19 @@ fn budgets(text: &str) -> Setup {
 
 #[test]
 fn as_many_streams_at_once_get_no_more_people_than_the_budget() {
-    let world = budgets("partner = { hour = 50 }").gateway("workers = 1", "workers = 2").start(one_person);
-    let together = Barrier::new(256);
+    // A process of its own: both ends together would need more descriptors than one may have.
+    let world = budgets("partner = { hour = 50 }").gateway("workers = 1", "workers = 2").spawn(one_person);
+    let lines: Vec<_> = (0..256).map(|number| (number, world.alpha())).collect();
+    let together = Barrier::new(lines.len());
     let answered: Vec<u16> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..256)
-            .map(|number| {
-                let (world, together) = (&world, &together);
-                scope.spawn(move || {
-                    let mut line = world.alpha();
-                    together.wait();
-                    line.ask(lookup("mobile", number, "a-1")).status
-                })
+        let ask = |(number, mut line): (u32, Line)| {
+            let together = &together;
+            scope.spawn(move || {
+                together.wait();
+                line.ask(lookup("mobile", number, "a-1")).status
             })
-            .collect();
+        };
+        let threads: Vec<_> = lines.into_iter().map(ask).collect();
         threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
     });
     let count = |status| answered.iter().filter(|other| **other == status).count();
