@@ -4,7 +4,17 @@ use std::fmt;
 use std::time::Duration;
 
 use super::shadow::Shadow;
-use crate::detect::Class;
+
+/// What kind of caller a partner is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// People for themselves, each with consent.
+    CitizenApp,
+    /// Named staff at a desk.
+    Interactive,
+    /// A system without people in front of it.
+    Batch,
+}
 
 /// What the partner's contract says of its lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +142,7 @@ impl Contract {
             // A user and those whom a user cares for.
             Class::CitizenApp => Some(Budget::new(50, 100, 300)),
             // Somebody at a desk, on the busiest day: a camp, or all of the partner's work alone.
-            Class::Interactive | Class::Unknown => Some(Budget::new(of(1).max(300), of(2).max(600), of(20).max(6_000))),
+            Class::Interactive => Some(Budget::new(of(1).max(300), of(2).max(600), of(20).max(6_000))),
             // Nobody sits there: what a system names as its actor is the partner itself.
             Class::Batch => None,
         };
