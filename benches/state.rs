@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwarpal::clock::Timestamp;
-use dwarpal::policy::charge::{Charge, Rate};
+use dwarpal::policy::charge::{Charge, Rate, Scope};
+use dwarpal::policy::contract::Budget;
 use dwarpal::policy::shadow::Shadow;
 use dwarpal::state::State;
 use dwarpal::state::store::Ledger;
@@ -31,6 +32,7 @@ fn main() {
         state.keep(&mut ledger).expect("kept");
     }
     println!("charge and keep, each: {:?}", begun.elapsed() / PEOPLE);
+    budgets(now);
     let mut written = Vec::new();
     let mut read = Vec::new();
     let mut state = state;
@@ -53,4 +55,28 @@ fn main() {
     println!("{PEOPLE} people: {} MiB on the disk", bytes >> 20);
     println!("write all: {:?} (median of {ROUNDS})", median(&mut written));
     println!("read all:  {:?} (median of {ROUNDS})", median(&mut read));
+}
+
+/// A million different people in one budget, in memory alone.
+fn budgets(now: Timestamp) {
+    let budget = Budget::new(PEOPLE, PEOPLE, PEOPLE);
+    let partner = State::default().partner(&"partner".into());
+    let mut ledger = Ledger::default();
+    let before = resident();
+    let begun = Instant::now();
+    for person in 0..PEOPLE {
+        let mut key = [0; 16];
+        key[..4].copy_from_slice(&person.to_be_bytes());
+        let charge = Charge::Budget(Scope::Partner, key.into(), budget);
+        let _ = partner.charge(std::iter::once(charge), Shadow::default(), PEOPLE as usize, now, &mut ledger);
+        ledger.clear();
+    }
+    println!("charge a budget, each: {:?}", begun.elapsed() / PEOPLE);
+    println!("{PEOPLE} people in a budget: {} MiB in memory", resident().saturating_sub(before) >> 20);
+}
+
+/// Bytes of this process in memory.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number") * 4_096
 }

@@ -41,6 +41,8 @@ pub struct Metrics {
     partner_connections: IntGaugeVec,
     in_flight: IntGaugeVec,
     limiter_entries: IntGaugeVec,
+    budget_used: IntGaugeVec,
+    budget_left: IntGaugeVec,
     identifier_checks: IntCounterVec,
     answers: IntCounterVec,
     people: IntCounterVec,
@@ -177,6 +179,16 @@ impl Metrics {
                 "dwarpal_limiter_entries",
                 "Keys that the limiter remembers, by partner and kind (source, subject).",
                 &["partner", "kind"],
+            )?,
+            budget_used: gauge(
+                "dwarpal_budget_used",
+                "What a partner used of its budgets, by budget (partner: different people asked for, people: disclosed) and window (hour, day, month).",
+                &["partner", "budget", "window"],
+            )?,
+            budget_left: gauge(
+                "dwarpal_budget_left",
+                "What is left of a partner's budgets, by budget and window.",
+                &["partner", "budget", "window"],
             )?,
             identifier_checks: counter(
                 "dwarpal_identifier_checks_total",
@@ -584,6 +596,8 @@ impl Metrics {
         for gauge in partners.into_iter().chain([&self.frozen, &self.containment_level]) {
             gauge.reset();
         }
+        self.budget_used.reset();
+        self.budget_left.reset();
         self.network_last_match.reset();
         self.crl_next_update.reset();
         let seconds = |time: Timestamp| time.unix_seconds() as f64;
@@ -607,6 +621,16 @@ impl Metrics {
             let level = if frozen { Level::Frozen } else { state.hold(None, None, now).partner.max(evident) };
             self.frozen.with_label_values(&[name]).set(i64::from(frozen));
             self.containment_level.with_label_values(&[name]).set(level as i64);
+            let budgets = [("partner", partner.budgets.partner), ("people", partner.budgets.people)];
+            for (budget, most) in budgets.into_iter().filter_map(|(label, budget)| Some((label, budget?))) {
+                for (window, most) in most.windows() {
+                    let (subjects, people) = state.budgets_used(window, now);
+                    let used = if budget == "people" { people } else { subjects };
+                    let labels = [name, budget, window.as_str()];
+                    self.budget_used.with_label_values(&labels).set(used as i64);
+                    self.budget_left.with_label_values(&labels).set(u64::from(most).saturating_sub(used) as i64);
+                }
+            }
             let (sources, subjects) = state.entries();
             self.limiter_entries.with_label_values(&[name, "source"]).set(sources as i64);
             self.limiter_entries.with_label_values(&[name, "subject"]).set(subjects as i64);

@@ -21,10 +21,11 @@ use crate::config::problem::Problem;
 use crate::config::settings::{Issuer, ReceiverKind, Settings, Tls};
 use crate::config::{self, Config};
 use crate::demo::pki::is_development_ca;
-use crate::detect::Profile;
+use crate::detect::{Class, Profile};
 use crate::lists::Lists;
 use crate::log::LogLimit;
 use crate::net::client;
+use crate::policy::contract::{self, Contract};
 use crate::policy::networks::{NetworkId, Networks, Union};
 use crate::policy::route::{Place, RouteId};
 use crate::policy::{Partner, PartnerId, Policy};
@@ -105,7 +106,15 @@ impl Matches {
 }
 
 fn profile(partner: &Partner) -> Profile {
-    Profile { name: partner.name.clone(), actors: partner.actor_required, ..Profile::default() }
+    let (name, actors) = (partner.name.clone(), partner.actor_required);
+    let Some(contract) = &partner.contract else { return Profile { name, actors, ..Profile::default() } };
+    let class = match contract.class {
+        contract::Class::CitizenApp => Class::CitizenApp,
+        contract::Class::Interactive => Class::Interactive,
+        contract::Class::Batch => Class::Batch,
+    };
+    let Contract { people_per_day, consent_required, critical, .. } = *contract;
+    Profile { name, class, people_per_day, consent_required, actors, critical, ..Profile::default() }
 }
 
 /// Such a wait before anybody was answered.

@@ -66,7 +66,7 @@ fn decide(
                 allocated,
                 person,
                 purpose: request.purpose.as_deref(),
-                has_actor: request.actor.is_some(),
+                actor: request.actor.map(|mark| (*mark.as_bytes()).into()),
             };
             admission.plan_lookup(wrong.map_or(Ok(facts), Err))
         }

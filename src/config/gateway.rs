@@ -224,6 +224,9 @@ pub fn shown(duration: Duration) -> String {
 
 const ENTRIES_MAX: i64 = 1_000_000;
 
+/// Registries let so many people share a mobile number.
+const PEOPLE_OF_ONE_ANSWER: u16 = 6;
+
 pub fn version(root: &Reader) {
     root.integer("version", 1..=1, None);
 }
@@ -619,6 +622,9 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
     let records = table.want("records", |text| {
         parse_pointer(text).ok_or("it is a JSON pointer such as \"/beneficiaries\"".to_owned())
     });
+    // An answer that is one person is one; of one that has a list, nobody knows before it is there.
+    let usual = if table.has("records") { PEOPLE_OF_ONE_ANSWER } else { 1 };
+    let max_people = super::partner::people_of_one_answer(table, Some(usual));
     let miss = table.integers("miss", 400..=499);
     let durability = table.want("durability", Durability::parse);
     let parameters = fields(table);
@@ -698,6 +704,7 @@ fn lookup(table: &Reader, pattern: Option<&Pattern>) -> Option<LookupRoute> {
         body_bytes_max: body_bytes_max?,
         answer_bytes_max: answer_bytes_max?,
         records: records?,
+        max_people: max_people?.unwrap_or(usual),
         miss: miss?.into_iter().map(|status| status as u16).collect(),
         durability: durability?,
     })

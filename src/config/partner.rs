@@ -16,6 +16,7 @@ use super::settings::Issuer;
 use crate::clock::Timestamp;
 use crate::policy::admit::Hours;
 use crate::policy::charge::Rate;
+use crate::policy::contract::{BUDGET_MAX, Budget, Budgets, Class, Contract, Window};
 use crate::policy::entitle::Grant;
 use crate::policy::identify::{Identity, Proof};
 use crate::policy::networks::{Networks, NetworksBuilder, Note, is_wide};
@@ -60,6 +61,8 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
     }
     let networks = networks(root, known, problems);
     let limits = root.table("limits", |table| Some((limits(table)?, table.place())));
+    let contract = root.want_table("contract", contract);
+    let budgets = root.want_table("budgets", |table| budgets(table, contract.flatten()));
     let grants = root.tables("grant", |table| grant(table, known));
     for (at, grant) in grants.iter().enumerate() {
         if grants[..at].iter().any(|other| other.route == grant.route) {
@@ -68,6 +71,13 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
         }
     }
     let (limits, limits_place): (Limits, Place) = limits?;
+    let (contract, budgets) = (contract?, budgets?);
+    let budgets = budgets.or(contract.map(|contract| contract.budgets())).unwrap_or_default();
+    let is_lookup = |grant: &Grant| matches!(known.routes[usize::from(grant.route.0)].kind, RouteKind::Lookup(_));
+    if grants.iter().any(is_lookup) && budgets.partner.is_none() {
+        let hint = "add [contract] with class and people_per_day, or [budgets] with partner = { day = 100 }";
+        root.problem("contract", "a partner that may look people up says how many of them", hint);
+    }
     Some(Partner {
         name: partner_name?.into(),
         identities,
@@ -78,6 +88,8 @@ pub fn read(root: &Reader, known: &Known, problems: &mut Vec<Problem>) -> Option
         actor_required: actor_required?.unwrap_or(false),
         limits,
         limits_place,
+        contract,
+        budgets,
         grants,
         place: root.place(),
     })
@@ -199,8 +211,63 @@ pub const PARTNER_LIMITS: [(&str, Reason); 6] = [
     ("in_flight_max", Reason::InFlightPartner),
     ("connections_max", Reason::ConnectionsPartner),
 ];
-pub const GRANT_LIMITS: [(&str, Reason); 2] =
-    [("requests", Reason::RateRoute), ("in_flight_max", Reason::InFlightRoute)];
+pub const GRANT_LIMITS: [(&str, Reason); 3] =
+    [("requests", Reason::RateRoute), ("in_flight_max", Reason::InFlightRoute), ("budgets", Reason::BudgetGrant)];
+pub const PARTNER_BUDGETS: [(&str, Reason); 3] =
+    [("partner", Reason::BudgetPartner), ("actor", Reason::BudgetActor), ("people", Reason::BudgetPeople)];
+
+fn contract(table: &Reader) -> Option<Contract> {
+    let class = table.need("class", |text| match text {
+        "citizen-app" => Ok(Class::CitizenApp),
+        "interactive" => Ok(Class::Interactive),
+        "batch" => Ok(Class::Batch),
+        _ => Err("it is \"citizen-app\", \"interactive\" or \"batch\"".to_owned()),
+    });
+    let people_per_day = table.integer("people_per_day", 1..=i64::from(BUDGET_MAX), None);
+    let consent_required = table.want("consent", |text| match text {
+        "required" => Ok(true),
+        "optional" => Ok(false),
+        _ => Err("it is \"required\" or \"optional\"".to_owned()),
+    });
+    let critical = table.boolean("critical", false);
+    Some(Contract {
+        class: class?,
+        people_per_day: people_per_day? as u32,
+        consent_required: consent_required?.unwrap_or(false),
+        critical: critical?,
+    })
+}
+
+/// What is stated, and for the rest what follows from the contract.
+fn budgets(table: &Reader, contract: Option<Contract>) -> Option<Budgets> {
+    let usual = contract.map(|contract| contract.budgets()).unwrap_or_default();
+    let partner = table.want_table("partner", budget);
+    let actor = table.want_table("actor", budget);
+    let people = table.want_table("people", budget);
+    let shadow = shadow(table, &PARTNER_BUDGETS);
+    Some(Budgets {
+        partner: partner?.or(usual.partner),
+        actor: actor?.or(usual.actor),
+        people: people?.or(usual.people),
+        shadow: shadow?,
+    })
+}
+
+/// So many people in each window; a window that is not stated is not counted.
+fn budget(table: &Reader) -> Option<Budget> {
+    let mut budget = Budget::default();
+    for window in Window::ALL {
+        if table.has(window.as_str()) {
+            let most = table.integer(window.as_str(), 1..=i64::from(BUDGET_MAX), None)?;
+            budget.most[window as usize] = Some(most as u32);
+        }
+    }
+    if budget.horizon().is_none() {
+        table.problem("day", "a budget without any window", "add hour, day or month, such as { day = 2000 }");
+        return None;
+    }
+    Some(budget)
+}
 
 /// Which limits of a table are only watched.
 fn shadow(table: &Reader, limits: &[(&str, Reason)]) -> Option<Shadow> {
@@ -225,6 +292,8 @@ fn grant(table: &Reader, known: &Known) -> Option<Grant> {
     } else {
         Some(None)
     };
+    let budgets = table.want_table("budgets", budget);
+    let max_people = people_of_one_answer(table, None);
     let shadow = shadow(table, &GRANT_LIMITS);
     for (key, reason) in GRANT_LIMITS {
         if shadow.is_some_and(|shadow| shadow.contains(reason)) && !table.has(key) {
@@ -244,6 +313,10 @@ fn grant(table: &Reader, known: &Known) -> Option<Grant> {
             let hint = "declare purpose = \"body:/purpose\" on the route, or grant one purpose";
             table.problem("purposes", "several purposes, but the route has no place to name one", hint);
         }
+        RouteKind::Pass(_) if table.has("budgets") || table.has("max_people") => {
+            let key = if table.has("budgets") { "budgets" } else { "max_people" };
+            table.problem(key, "nobody is looked up on a route that is passed through", "remove it");
+        }
         RouteKind::Pass(_) if !purposes.is_empty() => {
             table.problem("purposes", "a route that is passed through has no purposes", "remove them");
         }
@@ -254,9 +327,19 @@ fn grant(table: &Reader, known: &Known) -> Option<Grant> {
         purposes,
         requests: requests?,
         in_flight_max: in_flight_max?.map(|max| max as u32),
+        budgets: budgets?,
+        max_people: max_people?,
         shadow: shadow?,
         place: table.place(),
     })
+}
+
+/// How many people one answer holds at the most, where it is said.
+pub fn people_of_one_answer(table: &Reader, default: Option<u16>) -> Option<Option<u16>> {
+    if !table.has("max_people") {
+        return Some(default);
+    }
+    table.integer("max_people", 1..=10_000, None).map(|most| Some(most as u16))
 }
 
 fn hours(table: &Reader) -> Option<Hours> {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::contract::Budget;
 use super::reason::Reason;
 use super::shadow::Shadow;
 
@@ -48,7 +49,7 @@ pub fn site(address: IpAddr) -> IpAddr {
 /// The first 16 bytes of a subject's token: enough to tell people apart, half the memory.
 pub type SubjectKey = [u8; 16];
 
-/// A person as counted: under this epoch's key and, while the overlap lasts, also as counted under the one before.
+/// A person as counted, or an actor: under this epoch's key and, while the overlap lasts, also as counted under the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Person {
     pub key: SubjectKey,
@@ -71,6 +72,32 @@ pub enum Charge<'p> {
     /// Given back when the answer has ended.
     InFlight(u32),
     RouteInFlight(&'p str, u32),
+    /// Of a rolling window's people; free for a person who is in it already.
+    Budget(Scope<'p>, Person, Budget),
+}
+
+/// Whose budget a person is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope<'p> {
+    /// Subjects of the partner, over all routes and kinds.
+    Partner,
+    /// Subjects of one of its actors, as counted under one epoch's key or two.
+    Actor(Person),
+    /// Subjects of one route.
+    Grant(&'p str),
+    /// People disclosed: so many are reserved until the outcome is in.
+    People(u16),
+}
+
+impl Scope<'_> {
+    pub fn refusal(self) -> Reason {
+        match self {
+            Scope::Partner => Reason::BudgetPartner,
+            Scope::Actor(_) => Reason::BudgetActor,
+            Scope::Grant(_) => Reason::BudgetGrant,
+            Scope::People(_) => Reason::BudgetPeople,
+        }
+    }
 }
 
 impl Charge<'_> {
@@ -83,6 +110,7 @@ impl Charge<'_> {
             Charge::SubjectRate(..) => Reason::RateSubject,
             Charge::InFlight(_) => Reason::InFlightPartner,
             Charge::RouteInFlight(..) => Reason::InFlightRoute,
+            Charge::Budget(scope, ..) => scope.refusal(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Partner;
 use super::charge::Rate;
+use super::contract::Budget;
 use super::route::{Place, RouteId};
 use super::shadow::Shadow;
 
@@ -15,6 +16,10 @@ pub struct Grant {
     pub purposes: Vec<Arc<str>>,
     pub requests: Option<Rate>,
     pub in_flight_max: Option<u32>,
+    /// Distinct subjects on this route.
+    pub budgets: Option<Budget>,
+    /// People that one answer may hold; `None`: what the route says.
+    pub max_people: Option<u16>,
     /// Which of these limits are only watched.
     pub shadow: Shadow,
     pub place: Place,

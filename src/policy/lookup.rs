@@ -41,6 +41,8 @@ pub struct Lookup {
     pub epoch: u32,
     pub purpose: Option<String>,
     pub actor: Option<Actor>,
+    /// The actor as counted.
+    pub counted_actor: Option<Person>,
     /// Written anew from what was parsed, with the canonical identifier.
     pub body: Option<Vec<u8>>,
     /// Path and query, likewise.
@@ -67,7 +69,7 @@ pub struct Facts<'a> {
     pub allocated: Option<bool>,
     pub person: Person,
     pub purpose: Option<&'a str>,
-    pub has_actor: bool,
+    pub actor: Option<Person>,
 }
 
 impl Lookup {
@@ -77,7 +79,7 @@ impl Lookup {
             allocated: self.subject.allocated(),
             person: Person { key: self.token.key(), previous: self.previous.map(|token| token.key()) },
             purpose: self.purpose.as_deref(),
-            has_actor: self.actor.is_some(),
+            actor: self.counted_actor,
         }
     }
 }
@@ -216,9 +218,14 @@ pub fn read(
         Location::Header(_) => {}
     }
     let (token, epoch) = (key.token(&subject), key.number());
+    let counted_actor = actor.as_ref().map(|actor| {
+        let mark = |key: &EpochKey| *key.actor(actor.as_str()).as_bytes();
+        Person { key: mark(key), previous: previous.map(mark) }
+    });
     let previous = previous.map(|key| key.token(&subject));
     let body = members.map(|(shape, values)| shape.write(&values));
-    Ok(Lookup { subject, token, previous, epoch, purpose, actor, body, target: with_query(path, &parameters) })
+    let target = with_query(path, &parameters);
+    Ok(Lookup { subject, token, previous, epoch, purpose, actor, counted_actor, body, target })
 }
 
 /// The path and query that the backend of a pass route gets: declared parameters only, written anew.

@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod charge;
 pub mod containment;
+pub mod contract;
 pub mod entitle;
 pub mod fields;
 pub mod head;
@@ -25,7 +26,8 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use admit::{Hours, Standing};
-use charge::{Charge, Rate, Receipt};
+use charge::{Charge, Rate, Receipt, Scope};
+use contract::{Budgets, Contract};
 use entitle::Grant;
 use identify::{Credential, Identities, Identity};
 use lookup::Facts;
@@ -56,6 +58,9 @@ pub struct Partner {
     pub actor_required: bool,
     pub limits: Limits,
     pub limits_place: Place,
+    /// `None`: only a partner that may look nobody up has none.
+    pub contract: Option<Contract>,
+    pub budgets: Budgets,
     pub grants: Vec<Grant>,
     pub place: Place,
 }
@@ -153,11 +158,14 @@ pub struct Admission<'p> {
 /// The verdict on a whole request, but for the charges.
 #[must_use]
 pub struct Plan<'p> {
-    charge: Option<Charge<'p>>,
+    charges: Charges<'p>,
     shadow: Shadow,
     then: Result<Permit<'p>, Reason>,
     trail: Trail,
 }
+
+/// What a lookup has to pay.
+type Charges<'p> = [Option<Charge<'p>>; 5];
 
 /// The right to forward one request. Only [`Plan::settle`] makes one; `forward` uses it up.
 #[derive(Debug)]
@@ -353,16 +361,21 @@ impl<'p> Admission<'p> {
     /// The verdict on a lookup, from what was read of it.
     pub fn plan_lookup(self, lookup: Result<Facts, Reason>) -> Plan<'p> {
         let mut trail = self.trail.clone();
-        let shadow = self.partner().limits.shadow;
-        let mut charge = None;
-        let then = self.decide_lookup(lookup, &mut charge, &mut trail);
-        Plan { charge, shadow, then, trail }
+        let partner = self.partner();
+        let mut shadow = partner.limits.shadow;
+        shadow.join(partner.budgets.shadow);
+        if let Way::Granted { grant, .. } = &self.way {
+            shadow.join(grant.shadow);
+        }
+        let mut charges = Charges::default();
+        let then = self.decide_lookup(lookup, &mut charges, &mut trail);
+        Plan { charges, shadow, then, trail }
     }
 
     fn decide_lookup(
         self,
         lookup: Result<Facts, Reason>,
-        charge: &mut Option<Charge<'p>>,
+        charges: &mut Charges<'p>,
         trail: &mut Trail,
     ) -> Result<Permit<'p>, Reason> {
         let lookup = lookup?;
@@ -370,7 +383,7 @@ impl<'p> Admission<'p> {
         let Way::Granted { grant, .. } = self.way else { return Err(Reason::NoGrant) };
         let route = self.policy.route(grant.route);
         let RouteKind::Lookup(declared) = &route.kind else { return Err(Reason::Internal) };
-        let Facts { kind, allocated, person, purpose, has_actor } = lookup;
+        let Facts { kind, allocated, person, purpose, actor } = lookup;
         if kind != declared.kind {
             return Err(Reason::Internal);
         }
@@ -383,10 +396,18 @@ impl<'p> Admission<'p> {
             (None, None, [only]) => only,
             (None, _, _) => return Err(Reason::PurposeMissing),
         };
-        if partner.actor_required && !has_actor {
+        if partner.actor_required && actor.is_none() {
             return Err(Reason::ActorMissing);
         }
-        *charge = Some(Charge::SubjectRate(person, partner.limits.subject));
+        let Budgets { partner: subjects, actor: of_actor, people, .. } = partner.budgets;
+        let max_people = grant.max_people.unwrap_or(declared.max_people);
+        *charges = [
+            Some(Charge::SubjectRate(person, partner.limits.subject)),
+            subjects.map(|budget| Charge::Budget(Scope::Partner, person, budget)),
+            of_actor.zip(actor).map(|(budget, actor)| Charge::Budget(Scope::Actor(actor), person, budget)),
+            grant.budgets.map(|budget| Charge::Budget(Scope::Grant(&route.name), person, budget)),
+            people.map(|budget| Charge::Budget(Scope::People(max_people), person, budget)),
+        ];
         Ok(Permit { route, partner, purpose: Some(purpose), trail: Trail::default() })
     }
 
@@ -400,17 +421,17 @@ impl<'p> Admission<'p> {
             }
             (Ok(()), _) => Err(Reason::NoGrant),
         };
-        Plan { charge: None, shadow: Shadow::default(), then, trail: self.trail }
+        Plan { charges: Charges::default(), shadow: Shadow::default(), then, trail: self.trail }
     }
 }
 
 impl<'p> Plan<'p> {
     /// What has to be paid once the person is known.
     pub fn charges(&self) -> impl Iterator<Item = Charge<'p>> + Clone {
-        self.charge.into_iter()
+        self.charges.into_iter().flatten()
     }
 
-    /// Whether that limit is only watched.
+    /// Which of these limits are only watched.
     pub fn shadow(&self) -> Shadow {
         self.shadow
     }
@@ -428,9 +449,11 @@ impl<'p> Plan<'p> {
             (Err(reason), _) => Err(deny(reason, None, self.trail)),
             (Ok(_), Receipt::Refused { reason, retry_after }) => Err(deny(reason, Some(retry_after), self.trail)),
             (Ok(permit), Receipt::Paid | Receipt::Passed(_)) => {
-                let partner = self.trail.partner().filter(|_| self.charge.is_some());
-                if let Some(partner) = partner {
-                    self.trail.push(Note::SubjectCharged { partner });
+                let mut charges = self.charges.into_iter().flatten();
+                let charged = charges.next().is_some();
+                let has_actor = charges.any(|charge| matches!(charge, Charge::Budget(Scope::Actor(_), ..)));
+                if let (true, Some(partner), Some(grant)) = (charged, self.trail.partner(), self.trail.grant()) {
+                    self.trail.push(Note::SubjectCharged { partner, grant, has_actor });
                 }
                 Ok(Permit { trail: self.trail, ..permit })
             }

@@ -80,6 +80,8 @@ pub struct LookupRoute {
     pub answer_bytes_max: u64,
     /// JSON pointer to the array of people in the answer; `None`: an answer is one person.
     pub records: Option<Vec<String>>,
+    /// The most people that one answer holds.
+    pub max_people: u16,
     /// Statuses by which the backend says that nobody was found.
     pub miss: Vec<u16>,
     /// `None`: as the gateway does in general.
@@ -436,6 +438,7 @@ mod tests {
             body_bytes_max: 0,
             answer_bytes_max: 0,
             records: None,
+            max_people: 1,
             miss: Vec::new(),
             durability: None,
         };

@@ -10,7 +10,7 @@ pub struct Shadow(u16);
 
 /// Every reason that can be in a shadow. `LimiterFull` is no limit of its own, but what one of them can refuse with;
 /// `HeldPartner` stands for all that evidence holds.
-const REASONS: [Reason; 10] = [
+const REASONS: [Reason; 14] = [
     Reason::NetworkNotAllowed,
     Reason::ConnectionsPartner,
     Reason::RateSource,
@@ -20,6 +20,10 @@ const REASONS: [Reason; 10] = [
     Reason::InFlightRoute,
     Reason::RateSubject,
     Reason::HeldPartner,
+    Reason::BudgetPartner,
+    Reason::BudgetActor,
+    Reason::BudgetGrant,
+    Reason::BudgetPeople,
     Reason::LimiterFull,
 ];
 

@@ -39,6 +39,9 @@ pub enum Note {
     },
     SubjectCharged {
         partner: PartnerId,
+        grant: u16,
+        /// Whether a budget of its actor was charged.
+        has_actor: bool,
     },
     Refused(Reason),
 }
@@ -152,10 +155,25 @@ fn words(note: Note, policy: &Policy) -> (&'static str, String) {
             let series = if allocated == Some(false) { ", of a series that is not allocated" } else { "" };
             ("lookup", format!("a well-formed {}{series}", kind.as_str()))
         }
-        Note::SubjectCharged { partner } => {
-            let limits = &policy.partner(partner).limits;
-            let shadow = if limits.shadow.contains(Reason::RateSubject) { " in shadow" } else { "" };
-            ("charge", format!("this person: {}{shadow}", limits.subject))
+        Note::SubjectCharged { partner, grant, has_actor } => {
+            let partner = policy.partner(partner);
+            let (budgets, grant) = (&partner.budgets, &partner.grants[usize::from(grant)]);
+            let mut watched = partner.limits.shadow;
+            watched.join(budgets.shadow);
+            watched.join(grant.shadow);
+            let shadow = |reason| if watched.contains(reason) { " in shadow" } else { "" };
+            let mut text = format!("this person: {}{}", partner.limits.subject, shadow(Reason::RateSubject));
+            for (whose, budget, reason) in [
+                ("different people of the partner", budgets.partner, Reason::BudgetPartner),
+                ("of the actor", budgets.actor.filter(|_| has_actor), Reason::BudgetActor),
+                ("of the grant", grant.budgets, Reason::BudgetGrant),
+                ("people disclosed", budgets.people, Reason::BudgetPeople),
+            ] {
+                if let Some(budget) = budget {
+                    text += &format!("; {whose}: {budget}{}", shadow(reason));
+                }
+            }
+            ("charge", text)
         }
         Note::Refused(reason) => ("refuse", format!("{}: {}", reason.code(), reason.row().text)),
     }

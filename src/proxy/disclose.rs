@@ -38,11 +38,13 @@ pub struct Withheld {
     pub backend: Option<Backend>,
 }
 
+/// `people_max`: the most people that an answer may hold, where a budget counts them.
 pub async fn disclose(
     route: &Route,
     method: &Method,
     answered: Answered,
     held: Held,
+    people_max: Option<u32>,
     bounds: Bounds,
 ) -> Result<Disclosure, Withheld> {
     let before = answered.backend_time;
@@ -54,7 +56,7 @@ pub async fn disclose(
             Err(reason) => Err(Withheld { reason, outcome: None, backend_time: before, backend: None }),
         },
         RouteKind::Lookup(declared) => {
-            let disclosed = lookup(declared, method, answered, held, bounds).await;
+            let disclosed = lookup(declared, method, answered, held, people_max, bounds).await;
             let backend_time = before + begun.elapsed();
             match disclosed {
                 Ok((response, outcome)) => {
@@ -109,6 +111,7 @@ async fn lookup(
     method: &Method,
     answered: Answered,
     held: Held,
+    people_max: Option<u32>,
     bounds: Bounds,
 ) -> Result<(Response<Body>, Outcome), Reason> {
     let Answered { response, mut lease, .. } = answered;
@@ -147,6 +150,9 @@ async fn lookup(
             let people = count(&bytes, pointer).ok_or(Reason::BackendProtocol)?;
             if people == 0 {
                 return Err(Reason::NoMatch);
+            }
+            if people_max.is_some_and(|most| people > most) {
+                return Err(Reason::BackendTooLarge);
             }
             (Body::whole(bytes, Some(held)), Outcome::Hit { people })
         }

@@ -26,6 +26,7 @@ use hyper::{Request, Response};
 use tokio::time::Instant;
 
 use crate::audit::event::Step;
+use crate::metrics::Outcome;
 use crate::policy::head::Target;
 use crate::policy::lookup::{Lookup, pass_target};
 use crate::policy::reason::Reason;
@@ -144,7 +145,7 @@ async fn exchange(
             (plan, read.map(|lookup| Payload::Lookup(Box::new(lookup))))
         }
     };
-    let receipt = record.weigh(snapshot, &plan);
+    let (receipt, mut reserved) = record.weigh(snapshot, &plan);
     record.paid(&receipt);
     let permit = plan.settle(receipt)?;
     record.permitted(snapshot, route, permit.trail());
@@ -160,18 +161,24 @@ async fn exchange(
     let asked = Instant::now();
     let answered = forward::forward(permit, payload, errand, snapshot, peer.pools()).await;
     let answered = answered.map_err(|Refusal { reason, retry_after }| {
+        reserved.disclosed(0, &mut peer.ledger());
         record.withheld(reason, asked.elapsed());
         record.found(Step::Forward, reason);
         Denial { retry_after, ..denied(reason) }
     })?;
     record.uploaded(answered.upload_time);
     let held = Held::new(record.take_hold(), gateway.clone(), route.name.clone());
-    let disclosure = disclose::disclose(route, &method, answered, held, bounds).await;
+    let disclosure = disclose::disclose(route, &method, answered, held, reserved.people_max(), bounds).await;
     let disclosure = disclosure.map_err(|withheld| {
+        reserved.disclosed(0, &mut peer.ledger());
         record.backend(withheld.outcome, withheld.backend_time);
         record.answered(withheld.backend);
         denied(record.found(Step::Disclose, withheld.reason))
     })?;
+    // An answer counts from here on, whatever becomes of it on its way.
+    if let Some(Outcome::Hit { people }) = disclosure.outcome {
+        reserved.disclosed(people, &mut peer.ledger());
+    }
     record.backend(disclosure.outcome, disclosure.backend_time);
     record.answered(disclosure.backend);
     Ok(disclosure.response)

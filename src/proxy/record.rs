@@ -249,7 +249,7 @@ impl Record {
 
     /// Charges the person and folds the asked half of the evidence, as one step. A lookup that is refused whatever it pays is
     /// evidence only where its identifier is why.
-    pub fn weigh(&mut self, snapshot: &Snapshot, plan: &Plan) -> Receipt {
+    pub fn weigh(&mut self, snapshot: &Snapshot, plan: &Plan) -> (Receipt, Hold) {
         let (peer, now, id) = (self.peer.clone(), self.now, self.partner_id());
         let question = self.facts.asked.take();
         let actor = question.as_ref().and_then(|question| question.actor.as_ref());
@@ -260,16 +260,23 @@ impl Record {
         };
         let footing = |known| event::Footing { levels, consent: false, known };
         self.facts.footing = (!levels.is_open()).then_some(footing(false));
-        let pay = || peer.charge(snapshot, id, plan.charges(), plan.shadow(), now).0;
+        let mut reserved = Hold::default();
+        let mut pay = || {
+            let (receipt, hold) = peer.charge(snapshot, id, plan.charges(), plan.shadow(), now);
+            reserved = hold;
+            receipt
+        };
         let (Some(question), Some(partner), Some(kind)) = (question, id, self.kind) else {
             // Nobody can say whether this person is known.
-            return match footing(false).held() {
+            let receipt = match footing(false).held() {
                 Ok(()) => pay(),
                 Err(reason) => Receipt::Refused { reason, retry_after: Duration::ZERO },
             };
+            return (receipt, reserved);
         };
         if plan.refusal().is_some_and(|refusal| question.subject.as_ref().err() != Some(&refusal)) {
-            return pay();
+            let receipt = pay();
+            return (receipt, reserved);
         }
         let Question { subject, actor } = question;
         let shadow = plan.shadow();
@@ -284,7 +291,7 @@ impl Record {
         self.facts.footing = (!levels.is_open()).then_some(footing(known));
         self.pending = pending;
         self.raise(alerts);
-        receipt
+        (receipt, reserved)
     }
 
     fn raise(&self, alerts: Vec<detect::Alert>) {

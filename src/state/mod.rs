@@ -2,6 +2,7 @@
 //! keyed by names and absolute time.
 
 pub mod backends;
+pub mod budgets;
 pub mod latencies;
 pub mod orders;
 mod rates;
@@ -23,16 +24,18 @@ use ipnet::IpNet;
 use crate::clock::Timestamp;
 use crate::detect::Watch;
 use crate::policy::admit::Standing;
-use crate::policy::charge::{Charge, Receipt, SubjectKey};
+use crate::policy::charge::{Charge, Receipt, Scope, SubjectKey};
 use crate::policy::containment::{Footing, Level};
+use crate::policy::contract::Window;
 use crate::policy::reason::Reason;
 use crate::policy::shadow::Shadow;
 use crate::subject::Mark;
 use backends::Backends;
+use budgets::{Budgets, KeptSeen, Stamp};
 use latencies::Latencies;
 use orders::{Freeze, Held, Order, Orders};
 use rates::{FullAt, at_most_empty, take};
-use store::{Fact, Ledger, Recovered, Store, StoreError};
+use store::{Fact, Ledger, Recovered, Store, StoreError, Whose};
 
 /// The state of all partners and backends, found by name so that it survives a change of the configuration.
 #[derive(Debug, Default)]
@@ -78,6 +81,7 @@ struct Used {
     routes: Vec<RouteUsed>,
     sources: HashMap<IpAddr, FullAt>,
     subjects: HashMap<SubjectKey, FullAt>,
+    budgets: Budgets,
     /// When a network let this partner in last, in Unix seconds; only networks that ever did.
     matches: HashMap<IpNet, u32>,
     knocks: Knocks,
@@ -92,6 +96,7 @@ struct Kept {
     sources: Vec<(IpAddr, FullAt)>,
     subjects: Vec<(SubjectKey, FullAt)>,
     matches: Vec<(IpNet, u32)>,
+    budgets: Vec<KeptSeen>,
 }
 
 impl Kept {
@@ -103,6 +108,9 @@ impl Kept {
         self.subjects.iter().for_each(|(subject, bucket)| note(Fact::Subject(*subject), bucket));
         for (network, seconds) in &self.matches {
             ledger.note(partner, Fact::Network(*network), Timestamp::from_unix_seconds(u64::from(*seconds)));
+        }
+        for (fact, stamp) in self.budgets.iter().flat_map(KeptSeen::facts) {
+            ledger.note(partner, fact, stamp.time());
         }
     }
 }
@@ -145,7 +153,7 @@ enum Side {
     Beyond,
 }
 
-/// In-flight places taken by one request; dropping it gives them back.
+/// In-flight places taken by one request, which dropping it gives back, and people reserved for it, which it does not.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Hold {
@@ -153,6 +161,8 @@ pub struct Hold {
     partner: Option<Arc<PartnerState>>,
     request: Option<Side>,
     route: Option<(usize, Side)>,
+    /// People that are reserved until [`Hold::disclosed`] says how many there were.
+    people: Option<(SubjectKey, u16)>,
 }
 
 /// A refusal that waits as long as an answer would take; dropping it gives the place back.
@@ -338,18 +348,29 @@ impl PartnerState {
         let mut used = self.lock();
         let mut buckets = [Some(FullAt::default()); CHARGES_MAX];
         let mut passed = Shadow::default();
+        let mut moved = Vec::new();
+        let mut refused = None;
         for (charge, bucket) in charges.clone().zip(&mut buckets) {
             let watched = shadow.contains(charge.refusal());
-            match used.stage(charge, watched, entries_max, now) {
+            match used.stage(charge, watched, entries_max, now, &mut moved) {
                 Ok(after) => *bucket = Some(after),
                 Err((reason, _)) if watched => {
                     passed.insert(reason);
                     *bucket = None;
                 }
-                Err((reason, retry_after)) => return (Receipt::Refused { reason, retry_after }, hold),
+                Err((reason, retry_after)) => {
+                    refused = Some(Receipt::Refused { reason, retry_after });
+                    break;
+                }
             }
         }
-        for (charge, bucket) in charges.clone().zip(buckets) {
+        for (fact, stamp) in moved {
+            ledger.note(&self.name, fact, stamp.time());
+        }
+        if let Some(refused) = refused {
+            return (refused, hold);
+        }
+        for (charge, bucket) in charges.clone().zip(&mut buckets) {
             used.commit(charge, bucket, &mut hold);
         }
         drop(used);
@@ -360,11 +381,15 @@ impl PartnerState {
                 Charge::RouteRate(route, _) => Fact::Route(route),
                 Charge::SourceRate(source, _) => Fact::Source(source),
                 Charge::SubjectRate(person, _) => Fact::Subject(person.key),
+                Charge::Budget(Scope::Partner, person, _) => Fact::Seen(Whose::Partner, person.key),
+                Charge::Budget(Scope::People(_), person, _) => Fact::Seen(Whose::People, person.key),
+                Charge::Budget(Scope::Grant(route), person, _) => Fact::Seen(Whose::Grant(route), person.key),
+                Charge::Budget(Scope::Actor(actor), person, _) => Fact::Seen(Whose::Actor(actor.key), person.key),
                 Charge::InFlight(_) | Charge::RouteInFlight(..) => continue,
             };
             ledger.note(&self.name, fact, bucket.time());
         }
-        if hold.request.is_some() || hold.route.is_some() {
+        if hold.request.is_some() || hold.route.is_some() || hold.people.is_some() {
             hold.partner = Some(self.clone());
         }
         (if passed.is_empty() { Receipt::Paid } else { Receipt::Passed(passed) }, hold)
@@ -387,6 +412,12 @@ impl PartnerState {
     pub fn entries(&self) -> (usize, usize) {
         let used = self.lock();
         (used.sources.len(), used.subjects.len())
+    }
+
+    /// What the windows of this partner's own budgets hold: of its subjects, and of people disclosed.
+    pub fn budgets_used(&self, window: Window, now: Timestamp) -> (u64, u64) {
+        let mut used = self.lock();
+        (used.budgets.partner.used(window, now), used.budgets.people.used(window, now))
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -465,18 +496,19 @@ impl PartnerState {
     }
 }
 
-/// A head's group has five charges, a person's one.
-const CHARGES_MAX: usize = 6;
+/// A head's group has five charges, and so has a person's.
+const CHARGES_MAX: usize = 5;
 
 impl Used {
     /// What a charge would leave behind, without leaving it; or why it cannot be taken, and for how long. In-flight charges
     /// have no bucket.
-    fn stage(
+    fn stage<'c>(
         &mut self,
-        charge: Charge,
+        charge: Charge<'c>,
         watched: bool,
         entries_max: usize,
         now: Timestamp,
+        moved: &mut Vec<(Fact<'c>, Stamp)>,
     ) -> Result<FullAt, (Reason, Duration)> {
         let place = |places: &Places, max| match places.has_room(max, watched) {
             true => Ok(FullAt::default()),
@@ -488,6 +520,10 @@ impl Used {
             Charge::RouteInFlight(route, max) => {
                 let route = self.route(route);
                 return place(&self.routes[route].in_flight, max);
+            }
+            Charge::Budget(scope, person, budget) => {
+                let staged = self.budgets.stage(scope, person, budget, entries_max, now, moved);
+                return staged.map(|()| FullAt::default());
             }
             Charge::RequestRate(rate) => (rate, Some(&mut self.requests)),
             Charge::RouteRate(route, rate) => {
@@ -514,10 +550,17 @@ impl Used {
         take(rate, bucket, now).map_err(|retry_after| (charge.refusal(), retry_after))
     }
 
-    /// Leaves behind what was staged; `None` for a charge in shadow that could not be taken.
-    fn commit(&mut self, charge: Charge, bucket: Option<FullAt>, hold: &mut Hold) {
+    /// Leaves behind what was staged; `None` for a charge in shadow that could not be taken. Of a budget, `bucket` becomes
+    /// what has to be kept.
+    fn commit(&mut self, charge: Charge, bucket: &mut Option<FullAt>, hold: &mut Hold) {
         let side = if bucket.is_some() { Side::Within } else { Side::Beyond };
-        match (charge, bucket) {
+        match (charge, *bucket) {
+            (Charge::Budget(scope, person, _), Some(_)) => {
+                *bucket = self.budgets.commit(scope, person).map(|stamp| FullAt::at(stamp.time()));
+                if let Scope::People(most) = scope {
+                    hold.people = Some((person.key, most));
+                }
+            }
             (Charge::InFlight(_), _) => {
                 self.in_flight.take(side);
                 hold.request = Some(side);
@@ -561,6 +604,7 @@ impl Used {
             }
             Fact::Source(source) => self.sources.entry(source).or_default(),
             Fact::Subject(subject) => self.subjects.entry(subject).or_default(),
+            Fact::Seen(whose, subject) => return self.budgets.recall(whose, subject, Stamp::at(at)),
             Fact::Network(network) => {
                 let last = self.matches.entry(network).or_default();
                 *last = (*last).max(u32::try_from(at.unix_seconds()).unwrap_or_default());
@@ -582,12 +626,14 @@ impl Used {
             sources: sources.map(|(source, bucket)| (*source, *bucket)).collect(),
             subjects: subjects.map(|(subject, bucket)| (*subject, *bucket)).collect(),
             matches: self.matches.iter().map(|(network, seconds)| (*network, *seconds)).collect(),
+            budgets: self.budgets.kept(),
         }
     }
 
     fn sweep(&mut self, now: Timestamp) {
         forget_full(&mut self.sources, now);
         forget_full(&mut self.subjects, now);
+        self.budgets.sweep(now);
         self.swept = now;
     }
 
@@ -649,10 +695,31 @@ fn forget_full<K: Eq + Hash>(buckets: &mut HashMap<K, FullAt>, now: Timestamp) {
     }
 }
 
+impl Hold {
+    /// The most people that may be disclosed on it; `None`: no budget counts them.
+    pub fn people_max(&self) -> Option<u32> {
+        self.people.map(|(_, most)| u32::from(most))
+    }
+
+    /// So many people were disclosed, or none; what was reserved beyond that is given back. Without this, all counts as
+    /// disclosed: who goes away before the outcome is in may have got it.
+    pub fn disclosed(&mut self, people: u32, ledger: &mut Ledger) {
+        let (Some(partner), Some((key, most))) = (&self.partner, self.people.take()) else { return };
+        let used = u16::try_from(people).unwrap_or(u16::MAX).min(most);
+        let stamp = partner.lock().budgets.people.settle(key, used);
+        if let Some(stamp) = stamp {
+            ledger.note(&partner.name, Fact::Seen(Whose::People, key), stamp.time());
+        }
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         let Some(partner) = &self.partner else { return };
         let mut used = partner.lock();
+        if let Some((key, _)) = self.people {
+            used.budgets.people.abandon(key);
+        }
         if let Some(side) = self.request {
             used.in_flight.give_back(side);
         }

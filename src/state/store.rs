@@ -28,6 +28,17 @@ pub enum Fact<'a> {
     Source(IpAddr),
     Subject(SubjectKey),
     Network(IpNet),
+    /// A person in a budget; its time is a stamp of `budgets`, which goes up like one.
+    Seen(Whose<'a>, SubjectKey),
+}
+
+/// Whose budget it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose<'a> {
+    Partner,
+    People,
+    Grant(&'a str),
+    Actor(SubjectKey),
 }
 
 /// Facts that are not in the journal yet. Each worker has one, so that requests which run at the same time share a write.
@@ -344,11 +355,31 @@ fn parse(line: &[u8]) -> Option<(&str, Fact<'_>, Timestamp)> {
         ("requests", 1) => Fact::Requests,
         ("route", 2) => Fact::Route(words.next()?),
         ("source", 2) => Fact::Source(words.next()?.parse().ok()?),
-        ("subject", 2) => Fact::Subject(u128::from_str_radix(words.next()?, 16).ok()?.to_be_bytes()),
+        ("subject", 2) => Fact::Subject(key(words.next()?)?),
         ("network", 2) => Fact::Network(words.next()?.parse().ok()?),
+        ("seen", 3) => {
+            let whose = match words.next()? {
+                "partner" => Whose::Partner,
+                "people" => Whose::People,
+                _ => return None,
+            };
+            Fact::Seen(whose, key(words.next()?)?)
+        }
+        ("seen", 4) => {
+            let whose = match (words.next()?, words.next()?) {
+                ("grant", route) => Whose::Grant(route),
+                ("actor", actor) => Whose::Actor(key(actor)?),
+                _ => return None,
+            };
+            Fact::Seen(whose, key(words.next()?)?)
+        }
         _ => return None,
     };
     Some((partner, fact, Timestamp::from_nanos(words.next()?.parse().ok()?)))
+}
+
+fn key(hex: &str) -> Option<SubjectKey> {
+    Some(u128::from_str_radix(hex, 16).ok()?.to_be_bytes())
 }
 
 impl fmt::Display for Fact<'_> {
@@ -359,6 +390,15 @@ impl fmt::Display for Fact<'_> {
             Fact::Source(source) => write!(f, "source {source}"),
             Fact::Subject(key) => write!(f, "subject {:032x}", u128::from_be_bytes(*key)),
             Fact::Network(cidr) => write!(f, "network {cidr}"),
+            Fact::Seen(whose, key) => {
+                let key = u128::from_be_bytes(*key);
+                match whose {
+                    Whose::Partner => write!(f, "seen partner {key:032x}"),
+                    Whose::People => write!(f, "seen people {key:032x}"),
+                    Whose::Grant(route) => write!(f, "seen grant {route} {key:032x}"),
+                    Whose::Actor(actor) => write!(f, "seen actor {:032x} {key:032x}", u128::from_be_bytes(*actor)),
+                }
+            }
         }
     }
 }
@@ -387,12 +427,16 @@ mod tests {
         Ok((store, recovered, found))
     }
 
-    const FACTS: [Fact; 5] = [
+    const FACTS: [Fact; 9] = [
         Fact::Requests,
         Fact::Route("lookup-by-mobile"),
         Fact::Source(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)),
         Fact::Subject([7; 16]),
         Fact::Network(IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 20, 0, 0), 24))),
+        Fact::Seen(Whose::Partner, [1; 16]),
+        Fact::Seen(Whose::People, [2; 16]),
+        Fact::Seen(Whose::Grant("lookup-by-mobile"), [3; 16]),
+        Fact::Seen(Whose::Actor([0; 16]), [4; 16]),
     ];
 
     fn ledger(partner: &str) -> Ledger {
@@ -417,7 +461,7 @@ mod tests {
         let copy = TempDir::new().expect("directory");
         fs::copy(&store.journal.load().path, copy.path().join("limits.1.journal")).expect("copied");
         let (_, recovered, found) = open(copy.path()).expect("again");
-        assert_eq!((recovered.facts, recovered.torn_bytes, found), (5, 0, expected("icmr")));
+        assert_eq!((recovered.facts, recovered.torn_bytes, found), (FACTS.len(), 0, expected("icmr")));
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod audit_go;
 mod backends;
 /// Balancers that say for whom they connect, HAProxy among them.
 mod balancer;
+/// Different people in an hour, and people disclosed: at once, after a kill, at the end.
+mod budgets;
 /// Real clients: curl, Python, Node, over HTTP/1.1 and HTTP/2.
 mod clients;
 /// Who vouches for the system's clock: chrony, and nobody, from within the sandbox.

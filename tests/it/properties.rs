@@ -142,7 +142,7 @@ const CIDRS: [&str; 8] = [
 const SOURCES: [&str; 5] = ["10.0.0.7", "10.0.0.200", "10.0.9.9", "2001:db8:0:1::1", "192.0.2.1"];
 
 /// Of each partner and each grant; the limits are there to be replaced as a whole.
-const LIMITS: &str = "[limits]\nrequests = \"9/s\"\nsource = \"9/s\"\nsubject = \"9/s\"\nin_flight_max = 9\n";
+const LIMITS: &str = "[contract]\nclass = \"batch\"\npeople_per_day = 9\n[limits]\nrequests = \"9/s\"\nsource = \"9/s\"\nsubject = \"9/s\"\nin_flight_max = 9\n";
 const GRANT_LIMITS: &str = "in_flight_max = 1";
 
 /// Choices that proptest draws and shrinks: zero is the first and plainest of each.
@@ -1211,7 +1211,9 @@ fn limited(world: &World, limits: &[(u32, bool); 6], chosen: Manner) -> Config {
     };
     let mut files = world.files();
     for text in files.values_mut() {
-        *text = text.replace(GRANT_LIMITS, &table(4..6)).replace(LIMITS, &format!("[limits]\n{}", table(0..4)));
+        *text = text
+            .replace(GRANT_LIMITS, &table(4..6))
+            .replace(LIMITS, &LIMITS.replace(LIMITS.split_once("[limits]\n").expect("a table").1, &table(0..4)));
     }
     load(&files).unwrap_or_else(|problems| panic!("{files:#?}\n{problems:#?}"))
 }
@@ -1451,7 +1453,9 @@ fn permitted(policy: &Policy, target: &str, body: &str, key: &EpochKey) -> Optio
     let charges: Vec<_> = plan.charges().collect();
     let permit = plan.settle(Receipt::Paid).ok()?;
     assert_eq!((permit.purpose(), &*permit.route().name), (Some("care"), &*route.name));
-    let [Charge::SubjectRate(charged, _)] = charges[..] else { panic!("{charges:?}") };
+    let [Charge::SubjectRate(charged, _), ref budgets @ ..] = charges[..] else { panic!("{charges:?}") };
+    assert!(!budgets.is_empty());
+    assert!(budgets.iter().all(|charge| matches!(charge, Charge::Budget(_, person, _) if *person == charged)));
     Some(Permitted { charged, lookup })
 }
 

@@ -162,6 +162,9 @@ actor = "optional"
 [[identity]]
 IDENTITY
 NETWORKS
+[contract]
+class = "batch"
+people_per_day = 300000
 [limits]
 requests = "100000/s"
 source = "100000/s"
