@@ -41,6 +41,8 @@ pub struct Unit {
     pub canaries: u32,
     /// When it was last let go.
     pub freed: Timestamp,
+    /// How often it was held since it was last at peace.
+    pub holds: u8,
 }
 
 /// The sum, and who contributed most.

@@ -26,8 +26,12 @@ pub struct Params {
     /// How long a step on the ladder lasts, unless evidence goes on: of an actor or a new source, and of a whole partner.
     pub hold: Duration,
     pub hold_partner: Duration,
+    /// A hold doubles with each relapse, up to this.
+    pub hold_most: Duration,
     /// Evidence from what was asked for while held, from which the hold goes on.
     pub pressed: f32,
+    /// Likewise, from this share of the first contacts that would be ordinary over a day.
+    pub pressed_pace: f32,
     /// A unit that was held before falls back sooner, for so long.
     pub relapse: f32,
     pub relapse_for: Duration,
@@ -120,7 +124,9 @@ impl Default for Params {
             interest_half_life: 48 * HOUR,
             hold: 2 * HOUR,
             hold_partner: HOUR,
+            hold_most: DAY,
             pressed: 6.0,
+            pressed_pace: 0.4,
             relapse: 5.0,
             relapse_for: 7 * DAY,
             known_after: DAY,

@@ -87,6 +87,11 @@ impl Pace {
         (self.fast, self.slow) = (0.0, 0.0);
     }
 
+    /// Whether what was asked for while held is more than honest work would be.
+    pub fn is_many(&self, share: f32, limits: Limits) -> bool {
+        self.fast > limits.fast || self.slow > share * limits.slow
+    }
+
     pub fn say(&self, params: &Params, limits: Limits) -> f32 {
         if !params.on.volume {
             return 0.0;

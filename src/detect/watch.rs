@@ -97,7 +97,7 @@ impl Watch {
         if let Some(actor) = actor {
             self.meet(&actor);
         }
-        self.pass(params, actor.as_ref(), place, now);
+        self.pass(profile, actor.as_ref(), place, now);
         self.hours.learn(now);
 
         let subject = match &asked.subject {
@@ -310,14 +310,26 @@ impl Watch {
     }
 
     /// Time passes for the units of this lookup: evidence fades, holds end or go on.
-    fn pass(&mut self, params: &Params, actor: Option<&Actor>, source: usize, now: Timestamp) {
+    fn pass(&mut self, profile: &Profile, actor: Option<&Actor>, source: usize, now: Timestamp) {
+        let params = &*profile.params;
         let mut tops = None;
+        let ordinary = [Who::Partner, Who::Actor, Who::Source].map(|who| {
+            let unit = match who {
+                Who::Partner => Some(&self.partner),
+                Who::Actor => actor.and_then(|actor| self.actors.get(&actor.mark)),
+                Who::Source => self.sources.all().get(source).map(|source| &source.unit),
+            };
+            unit.map(|unit| self.limits(profile, who, unit, now))
+        });
         self.each(actor.map(|actor| actor.mark), source, |who, unit| {
             if let Some(hold) = unit.hold.filter(|hold| hold.is_over(now)) {
                 unit.pass(params, now);
-                let time = if who == Who::Partner { params.hold_partner } else { params.hold };
                 // What it asked for while held says whether it goes on.
-                let goes_on = !hold.by_operator && unit.asked_sum() >= params.pressed;
+                // A partner's nightly run may fall into the hour; an actor has the day before it.
+                let share = if who == Who::Partner { 1.0 } else { params.pressed_pace };
+                let many = ordinary[who as usize].is_some_and(|limits| unit.pace.is_many(share, limits));
+                let goes_on = !hold.by_operator && (many || unit.asked_sum() >= params.pressed);
+                let time = hold_time(params, who, unit);
                 unit.hold = goes_on.then(|| Hold { until: Some(now.plus(time)), ..hold });
                 unit.start_over();
                 unit.freed = now;
@@ -440,6 +452,12 @@ impl Watch {
     }
 }
 
+/// Longer each time that a unit relapses, up to a day.
+fn hold_time(params: &Params, who: Who, unit: &Unit) -> Duration {
+    let time = if who == Who::Partner { params.hold_partner } else { params.hold };
+    (time * (1 << unit.holds.saturating_sub(1).min(8))).min(params.hold_most.max(time))
+}
+
 /// Takes the step that the sum asks for, and tells. Whether it did.
 #[allow(clippy::too_many_arguments)]
 fn act(
@@ -464,7 +482,8 @@ fn act(
         return false;
     }
     let moved = contains.then(|| {
-        let time = if who == Who::Partner { params.hold_partner } else { params.hold };
+        unit.holds = if relapsed { unit.holds.saturating_add(1) } else { 1 };
+        let time = hold_time(params, who, unit);
         let hold = Hold { level: step_up(Level::Open), until: Some(now.plus(time)), by_operator: false };
         unit.hold = Some(hold);
         contacts.taint(unit.since);
