@@ -9,6 +9,7 @@ mod demo;
 mod explain;
 mod pki;
 mod reasons;
+mod replay;
 mod serve;
 
 use std::net::SocketAddr;
@@ -55,6 +56,8 @@ enum Command {
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
+    /// Says what the gateway would have done with a trace of lookups
+    Replay(replay::Arguments),
     /// Lists every reason for a refusal as a Markdown table
     Reasons,
 }
@@ -111,6 +114,7 @@ pub fn run() -> ExitCode {
         Command::Audit(command) => audit::run(command),
         Command::Alerts(command) => alerts::run(command),
         Command::Pki(command) => pki::run(command),
+        Command::Replay(arguments) => replay::run(arguments),
         Command::Reasons => reasons::run(),
     };
     ExitCode::from(code)

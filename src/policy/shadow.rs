@@ -22,6 +22,8 @@ const REASONS: [Reason; 9] = [
 ];
 
 impl Shadow {
+    pub const NONE: Shadow = Shadow(0);
+
     pub fn insert(&mut self, reason: Reason) {
         self.0 |= bit(reason);
     }
