@@ -37,7 +37,6 @@ pub struct Replay {
     routes: HashMap<Arc<str>, Vec<RouteId>>,
     interests: HashMap<SubjectKey, Interest>,
     key: EpochKey,
-    state: State,
     entries_max: usize,
     fleet: Fleet,
     now: Timestamp,
@@ -82,7 +81,7 @@ impl Replay {
         let interests = interests.into_iter();
         let interests = interests.map(|(subject, interest)| (key.token(&subject).key(), interest)).collect();
         let (fleet, now, ledger) = Default::default();
-        Replay { policy, partners, by_name, routes, interests, key, state, entries_max, fleet, now, ledger }
+        Replay { policy, partners, by_name, routes, interests, key, entries_max, fleet, now, ledger }
     }
 
     /// The verdict on one event, from everything before it. Alerts are added to `alerts`.
@@ -103,7 +102,7 @@ impl Replay {
     }
 
     fn decide(&mut self, id: PartnerId, event: &Event, alerts: &mut Vec<Alert>) -> Result<Allowed, Denial> {
-        let Replay { policy, partners, routes, interests, key, state: _, entries_max, fleet, now, ledger, .. } = self;
+        let Replay { policy, partners, routes, interests, key, entries_max, fleet, now, ledger, .. } = self;
         let (now, entries_max) = (*now, *entries_max);
         let party = &partners[usize::from(id.0)];
         let source: IpAddr = event.source.to_canonical();
