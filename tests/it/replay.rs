@@ -129,7 +129,8 @@ fn the_answer_to_a_refused_lookup_is_never_looked_at() {
     let world = World::new();
     let (verdicts, alerts) = world.replay();
     let denied = |line: &str| line.contains("\"deny\"");
-    let altered = trace().lines().zip(verdicts.lines()).map(|(event, verdict)| match denied(verdict) {
+    let trace = trace();
+    let altered = trace.lines().zip(verdicts.lines()).map(|(event, verdict)| match denied(verdict) {
         true if event.contains(FOUND) => event.replace(FOUND, MISSED),
         true => event.replace(MISSED, r#"{"status":200,"records":3}"#),
         false => event.to_owned(),
