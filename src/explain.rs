@@ -155,7 +155,7 @@ fn decide(
 }
 
 /// A credential that shows one proof and nothing else.
-fn credential(proof: &Proof, issuers: &[Arc<str>], now: Timestamp) -> Credential {
+pub(crate) fn credential(proof: &Proof, issuers: &[Arc<str>], now: Timestamp) -> Credential {
     let any = issuers.first().cloned().unwrap_or_else(|| "none".into());
     let mut credential = Credential {
         issuer: any,

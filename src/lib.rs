@@ -21,6 +21,7 @@ pub mod policy;
 pub mod pressure;
 pub mod proxy;
 pub mod reload;
+pub mod replay;
 pub mod sandbox;
 pub mod service;
 pub mod snapshot;

@@ -10,6 +10,7 @@ mod explain;
 mod lists;
 mod pki;
 mod reasons;
+mod replay;
 mod serve;
 
 use std::net::SocketAddr;
@@ -65,6 +66,8 @@ enum Command {
     /// Makes certificates for development
     #[command(subcommand)]
     Pki(pki::Command),
+    /// Says what the gateway would have done with a trace of lookups
+    Replay(replay::Arguments),
     /// Lists every reason for a refusal as a Markdown table
     Reasons,
 }
@@ -125,6 +128,7 @@ pub fn run() -> ExitCode {
         Command::Lists(command) => lists::run(command),
         Command::Alerts(command) => alerts::run(command),
         Command::Pki(command) => pki::run(command),
+        Command::Replay(arguments) => replay::run(arguments),
         Command::Reasons => reasons::run(),
     };
     ExitCode::from(code)

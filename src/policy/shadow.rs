@@ -28,6 +28,8 @@ const REASONS: [Reason; 14] = [
 ];
 
 impl Shadow {
+    pub const NONE: Shadow = Shadow(0);
+
     pub fn insert(&mut self, reason: Reason) {
         self.0 |= bit(reason);
     }

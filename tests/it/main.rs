@@ -38,6 +38,8 @@ mod load;
 mod properties;
 /// What changes while it runs: reload, revocation, freeze, restart.
 mod reload;
+/// Traces of lookups: whole, by the line, cut short, altered where nobody may look, and malformed.
+mod replay;
 /// Limits and networks on trial: what they would refuse passes, is counted and told.
 mod shadow;
 /// The edges of the house: who may import what, and what every file owes its reader.
