@@ -105,7 +105,8 @@ impl Matches {
     }
 }
 
-fn profile(partner: &Partner) -> Profile {
+/// What detectors may know of a partner.
+pub fn profile(partner: &Partner) -> Profile {
     let (name, actors) = (partner.name.clone(), partner.actor_required);
     let Some(contract) = &partner.contract else { return Profile { name, actors, ..Profile::default() } };
     let class = match contract.class {

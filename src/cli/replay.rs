@@ -49,8 +49,9 @@ pub fn run(arguments: Arguments) -> u8 {
     let wrong: Vec<_> = without.filter_map(|(name, result)| Some((name, result.err()?))).collect();
     let set = arguments.set.iter().map(|text| (text, tuning::set(&mut params, text)));
     let wrong = wrong.into_iter().chain(set.filter_map(|(text, result)| Some((text, result.err()?))));
-    for (value, why) in wrong {
-        eprintln!("error: {value}: {why}");
+    let mut wrong = wrong.peekable();
+    if wrong.peek().is_some() {
+        wrong.for_each(|(value, why)| eprintln!("error: {value}: {why}"));
         return SENSELESS;
     }
     let replay = match (&arguments.world, &arguments.config) {

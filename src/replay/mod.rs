@@ -17,14 +17,16 @@ use crate::config::Config;
 use crate::detect::{self, Alert, Fleet, Interest, Outcome, Params, Profile};
 use crate::explain::credential;
 use crate::policy::charge::{Person, SubjectKey};
+use crate::policy::containment::Footing;
 use crate::policy::identify::{Credential, Proof};
 use crate::policy::lookup::{Actor, Facts, lookup_route, refusal};
 use crate::policy::reason::Reason;
 use crate::policy::route::RouteId;
 use crate::policy::{Asked, Denial, PartnerId, Policy, Sender};
+use crate::snapshot::profile;
 use crate::state::store::Ledger;
 use crate::state::watched::Pending;
-use crate::state::{PartnerState, State};
+use crate::state::{Hold, PartnerState, State};
 use crate::subject::{EpochKey, Kind, Subject};
 use trace::{Backend, Event};
 
@@ -52,6 +54,8 @@ struct Party {
 /// An allowed lookup; its outcome comes next.
 #[must_use]
 pub struct Allowed {
+    /// People that may be disclosed at the most, until it is known how many there were.
+    reserved: Hold,
     pending: Pending,
     now: Timestamp,
 }
@@ -97,8 +101,10 @@ impl Replay {
 
     /// What became of a lookup that was allowed.
     pub fn answer(&mut self, allowed: Allowed, backend: Option<Backend>, alerts: &mut Vec<Alert>) {
-        let Allowed { mut pending, now } = allowed;
-        alerts.extend(pending.answered(outcome(backend), now));
+        let Allowed { mut pending, mut reserved, now } = allowed;
+        let outcome = outcome(backend);
+        reserved.disclosed(if let Outcome::Found { people } = outcome { people } else { 0 }, &mut self.ledger);
+        alerts.extend(pending.answered(outcome, now));
     }
 
     fn decide(&mut self, id: PartnerId, event: &Event, alerts: &mut Vec<Alert>) -> Result<Allowed, Denial> {
@@ -106,7 +112,7 @@ impl Replay {
         let (now, entries_max) = (*now, *entries_max);
         let party = &partners[usize::from(id.0)];
         let source: IpAddr = event.source.to_canonical();
-        let sender = Sender { now, source, credential: &party.credential, standing: party.state.standing() };
+        let sender = Sender { now, source, credential: &party.credential, standing: party.state.standing(now) };
         let plan = policy.plan_way(&sender, way(policy, routes, event));
         let (receipt, _hold) = party.state.charge(plan.charges(), plan.shadow(), entries_max, now, ledger);
         let admission = plan.settle(receipt)?;
@@ -115,7 +121,7 @@ impl Replay {
             // A trace tells of lookups; whatever else is a route has nobody in it.
             let plan = admission.plan_pass(Ok(()));
             plan.settle(crate::policy::charge::Receipt::Paid)?;
-            return Ok(Allowed { pending: Pending::default(), now });
+            return Ok(Allowed { pending: Pending::default(), reserved: Hold::default(), now });
         };
 
         let actor = match event.actor.as_deref() {
@@ -142,12 +148,17 @@ impl Replay {
                 allocated: subject.allocated(),
                 person: *person,
                 purpose,
-                has_actor: named.is_some(),
+                actor: named.as_ref().map(|actor| Person::from(*key.actor(actor.as_str()).as_bytes())),
             }),
             (Err(reason), _) | (_, Err(reason)) => Err(*reason),
         };
         let plan = admission.plan_lookup(facts);
-        let mut pay = || party.state.charge(plan.charges(), plan.shadow(), entries_max, now, ledger).0;
+        let mut reserved = Hold::default();
+        let mut pay = || {
+            let (receipt, hold) = party.state.charge(plan.charges(), plan.shadow(), entries_max, now, ledger);
+            reserved = hold;
+            receipt
+        };
         // As on the live path: what is refused whatever it pays is evidence only where its identifier is why.
         let is_evidence = match plan.refusal() {
             None => true,
@@ -156,7 +167,7 @@ impl Replay {
         if !is_evidence {
             let receipt = pay();
             plan.settle(receipt)?;
-            return Ok(Allowed { pending: Pending::default(), now });
+            return Ok(Allowed { pending: Pending::default(), reserved, now });
         }
         let actor = named.as_ref().map(|actor| detect::Actor {
             mark: key.actor(actor.as_str()),
@@ -165,11 +176,12 @@ impl Replay {
         });
         let asked =
             detect::Asked { now, kind: declared.kind, subject: evidence, actor, source, consent: event.consent };
-        let (receipt, pending, mut told) = party.state.ask(&party.profile, &asked, pay);
+        let (shadow, nobodys) = (plan.shadow(), Footing::default());
+        let (receipt, pending, mut told, _) = party.state.ask(&party.profile, shadow, &asked, nobodys, pay);
         alerts.append(&mut told);
         plan.settle(receipt)?;
         alerts.extend(fleet.asked(&party.profile, &asked));
-        Ok(Allowed { pending, now })
+        Ok(Allowed { pending, reserved, now })
     }
 }
 
@@ -194,8 +206,7 @@ pub fn configured(config: Config, params: Params) -> Replay {
         let unknown = Proof::Spki { digest: [0; 32], issuer: None };
         // Whether its certificate had expired is not in a trace.
         let credential = credential(proof.unwrap_or(&unknown), &issuers, Timestamp::from_nanos(u64::MAX));
-        let (name, actors, params) = (partner.name.clone(), partner.actor_required, params.clone());
-        (credential, Profile { name, actors, params, ..Profile::default() })
+        (credential, Profile { params: params.clone(), ..profile(partner) })
     });
     let parties = parties.collect();
     Replay::new(policy, parties, [], settings.limiter_entries_max)

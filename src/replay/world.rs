@@ -2,7 +2,7 @@
 //! by what ships for each class and nothing else.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +17,11 @@ use crate::policy::entitle::Grant;
 use crate::policy::identify::{Credential, Identities, Identity, Proof};
 use crate::policy::networks::{NetworksBuilder, Note};
 use crate::policy::route::{Location, LookupRoute, Pattern, Place, Route, RouteId, RouteKind, Router};
-use crate::policy::{Limits, Partner, Policy};
+use crate::policy::{Limits, Partner, Policy, contract};
 use crate::subject::{Kind, Subject};
+
+/// As many people as one answer may name.
+const PEOPLE_MAX: u16 = 6;
 
 #[derive(Deserialize)]
 struct Contracts {
@@ -133,6 +136,7 @@ fn routes(contracts: &[Contract]) -> Result<Vec<Route>, String> {
                 actor: Some(Location::Header("x-actor".to_owned())),
                 body: None,
                 parameters: Vec::new(),
+                max_people: PEOPLE_MAX,
                 body_bytes_max: 0,
                 answer_bytes_max: 0,
                 records: None,
@@ -175,12 +179,26 @@ fn partner(contract: &Contract, routes: &[Route], file: &Arc<str>) -> Result<Par
         purposes: vec!["contract".into()],
         requests: None,
         in_flight_max: None,
+        budgets: None,
+        max_people: None,
         shadow: Default::default(),
         place: place.clone(),
     });
+    let name = contract.name.as_str();
+    let contract = (contract.contracted_per_day > 0).then(|| contract::Contract {
+        class: match class(&contract.kind) {
+            Class::CitizenApp => contract::Class::CitizenApp,
+            // Of the unknown the strictest that honours what it may ask in a day.
+            Class::Interactive | Class::Unknown => contract::Class::Interactive,
+            Class::Batch => contract::Class::Batch,
+        },
+        people_per_day: contract.contracted_per_day,
+        consent_required: contract.consent_required,
+        critical: contract.critical,
+    });
     Ok(Partner {
-        name: contract.name.as_str().into(),
-        identities: vec![Identity { proof: proof(&contract.name), place: place.clone() }],
+        name: name.into(),
+        identities: vec![Identity { proof: proof(name), place: place.clone() }],
         networks: networks.build(),
         valid_from: None,
         valid_until: None,
@@ -190,6 +208,8 @@ fn partner(contract: &Contract, routes: &[Route], file: &Arc<str>) -> Result<Par
         limits: LIMITS,
         limits_place: place.clone(),
         grants: grants.collect(),
+        contract,
+        budgets: contract.map(|contract| contract.budgets()).unwrap_or_default(),
         place,
     })
 }
@@ -209,7 +229,7 @@ fn credential(name: &str) -> Credential {
     }
 }
 
-fn people(path: &PathBuf, interest: Interest) -> Result<Vec<(Subject, Interest)>, String> {
+fn people(path: &Path, interest: Interest) -> Result<Vec<(Subject, Interest)>, String> {
     let People { subjects } = read(path)?;
     let parsed = subjects.iter().enumerate().map(|(at, Listed { kind, id })| {
         let wrong = |why: String| format!("{}: subjects[{at}]: {why}", path.display());
