@@ -25,7 +25,10 @@ fn budgets(text: &str) -> Setup {
 #[test]
 fn as_many_streams_at_once_get_no_more_people_than_the_budget() {
     // A process of its own: both ends together would need more descriptors than one may have.
-    let world = budgets("partner = { hour = 50 }").gateway("workers = 1", "workers = 2").spawn(one_person);
+    let world = budgets("partner = { hour = 50 }")
+        .partner("alpha", "\nconnections_max = 1000", "\nconnections_max = 1000\nshadow = [\"containment\"]")
+        .gateway("workers = 1", "workers = 2")
+        .spawn(one_person);
     let lines: Vec<_> = (0..256).map(|number| (number, world.alpha())).collect();
     let together = Barrier::new(lines.len());
     let answered: Vec<u16> = std::thread::scope(|scope| {

@@ -182,7 +182,7 @@ const MISTAKES: &[Mistake] = &[
     (CASES, "expect = \"allow\"", "expect = \"perhaps\"", Changed, "case[0].expect = \"perhaps\"", &["\"allow\" or \"deny\""]),
     (CASES, "expect = \"allow\"", "expect = \"allow\"\nreason = \"no-grant\"", Of(CASES, "reason = \"no-grant\""), "case[0].reason = \"no-grant\"", &["allowed request has no reason"]),
     (CASES, "reason = \"no-grant\"", "reason = \"no-grnat\"", Changed, "case[5].reason = \"no-grnat\"", &["no such reason"]),
-    (ICMR, "# shadow = [\"subject\"] ", "shadow = [\"person\"] ", Changed, "limits.shadow", &["limits of this table, which are: requests, source, subject, in_flight_max, connections_max"]),
+    (ICMR, "# shadow = [\"subject\"] ", "shadow = [\"person\"] ", Changed, "limits.shadow", &["limits of this table, which are: requests, source, subject, containment, in_flight_max, connections_max"]),
     (ICMR, "# shadow = [\"subject\"] ", "shadow = \"subject\" ", Changed, "limits.shadow = \"subject\"", &["a list"]),
     (ICMR, "# shadow = [\"requests\", \"in_flight_max\"]", "shadow = [\"subject\"]", Changed, "grant[0].shadow", &["limits of this table, which are: requests, in_flight_max"]),
     (ICMR, "route = \"lookup-by-aadhaar\"", "route = \"lookup-by-aadhaar\"\nshadow = [\"requests\"]", Of(ICMR, "shadow = [\"requests\"]\n"), "grant[1].shadow", &["there is no requests here", "add requests"]),

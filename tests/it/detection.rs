@@ -48,6 +48,8 @@ fn a_sweep_is_held_and_stays_held_through_a_crash_until_it_is_released() {
     let (code, out, error) = world.command(&["standing", "alpha"]);
     assert!(code == 0 && out.contains("automatically: the evidence"), "{out}{error}");
     // A restart in order reads what was kept then.
+    world.process().terminate();
+    assert_eq!(world.process().ended(), Some(0));
     world.restart();
     assert_eq!(world.ask(mobile(6_500_000_001)).problem(), "held");
 
