@@ -101,7 +101,9 @@ fn ask(target: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Option<(&'
     };
     let asked = Asked { path: &target.path, captures: &captures, query: target.query, header: &header, body };
     let declared = lookup_route(route).expect("every route is a lookup");
-    read(declared, route, &asked, &WORLD.key, None).map(|lookup| Some((route, lookup)))
+    read(declared, route, &asked, &WORLD.key, None)
+        .map(|lookup| Some((route, lookup)))
+        .map_err(|misread| misread.reason)
 }
 
 /// The path and query that the backend gets, taken apart by other means.
