@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use dwarpal::clock::Timestamp;
-use dwarpal::state::store::{Fact, Ledger, Store};
+use dwarpal::state::store::{Fact, Ledger, Store, Whose};
 use dwarpal_fuzz::Scratch;
 use libfuzzer_sys::fuzz_target;
 
@@ -72,10 +72,23 @@ fn line(partner: &str, fact: Fact, at: Timestamp) -> Vec<u8> {
         Fact::Route(name) => format!("route {name}"),
         Fact::Source(IpAddr::V4(source)) => format!("source {source}"),
         Fact::Source(IpAddr::V6(source)) => format!("source {source}"),
-        Fact::Subject(key) => key.iter().fold("subject ".to_owned(), |text, byte| format!("{text}{byte:02x}")),
+        Fact::Subject(key) => format!("subject {}", hex(&key)),
         Fact::Network(cidr) => format!("network {cidr}"),
+        Fact::Seen(whose, key) => {
+            let whose = match whose {
+                Whose::Partner => "partner".to_owned(),
+                Whose::People => "people".to_owned(),
+                Whose::Grant(route) => format!("grant {route}"),
+                Whose::Actor(actor) => format!("actor {}", hex(&actor)),
+            };
+            format!("seen {whose} {}", hex(&key))
+        }
     };
     checked(format!("{partner} {text} {}\n", at.as_nanos()).as_bytes())
+}
+
+fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn checked(line: &[u8]) -> Vec<u8> {
