@@ -396,7 +396,8 @@ impl Attempt {
         let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
         let credential = Credential {
             issuer: issuer.name.clone(),
-            uris: verified.valid_uri_names().map(str::to_owned).collect(),
+            // RFC 5280 section 4.2.1.6: what is not ASCII is no URI, and proves nothing.
+            uris: verified.valid_uri_names().filter(|uri| uri.is_ascii()).map(str::to_owned).collect(),
             dns_names: verified.valid_dns_names().map(str::to_ascii_lowercase).collect(),
             spki: sha256(verified.subject_public_key_info().as_ref()),
             fingerprint: sha256(leaf),
