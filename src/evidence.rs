@@ -112,5 +112,5 @@ fn asked_for(subject: &event::Subject) -> Subject {
         allocated: subject.allocated,
         check_digit: subject.check_digit,
     };
-    Subject { person, features, interest: Interest::None }
+    Subject { person, features, previous_series: None, interest: Interest::None }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ladder::Hold;
+use super::leeway::Leeway;
 use super::params::Params;
-use super::volume::{Limits, Pace};
+use super::volume::Pace;
 use crate::clock::Timestamp;
 
 /// One line of evidence, kept as a CUSUM that never falls below zero.
@@ -40,6 +41,8 @@ pub struct Unit {
     pub exposed: u32,
     pub contacts: u32,
     pub hold: Option<Hold>,
+    /// While it is held by evidence.
+    pub leeway: Leeway,
     pub warned: Timestamp,
     pub canaries: u32,
     /// When it was last let go.
@@ -67,11 +70,15 @@ impl Unit {
                 *value *= if part >= Part::Watched as usize { slow } else { usual };
             }
         }
-        let calm = self.parts.iter().sum::<f32>() < params.warn / 2.0 && self.hold.is_none();
+        let calm = self.is_calm(params);
         if self.parts.iter().sum::<f32>() < 1.0 {
             (self.since, self.exposed, self.contacts) = (now, 0, 0);
         }
         self.pace.pass(params, now, calm)
+    }
+
+    pub fn is_calm(&self, params: &Params) -> bool {
+        self.parts.iter().sum::<f32>() < params.warn / 2.0 && self.hold.is_none()
     }
 
     pub fn fold(&mut self, params: &Params, part: Part, nats: f32) {
@@ -90,9 +97,8 @@ impl Unit {
     }
 
     /// The two kinds of miss see the same misses, so the stronger one counts.
-    pub fn sum(&self, params: &Params, limits: Limits) -> Sum {
+    pub fn sum(&self, params: &Params, volume: f32) -> Sum {
         let part = |part: Part| (self.parts[part as usize] - params.noise).max(0.0);
-        let volume = self.pace.say(params, limits);
         let mut top = [
             ("miss-evidence", part(Part::Guess).max(part(Part::Stale))),
             ("identifier-space", part(Part::Invalid) + part(Part::Neighbour)),

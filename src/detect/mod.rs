@@ -20,6 +20,7 @@ mod identifiers;
 mod interest;
 mod key_use;
 mod ladder;
+mod leeway;
 mod misses;
 mod novelty;
 mod params;
@@ -101,6 +102,8 @@ pub struct Actor<'a> {
 pub struct Subject {
     pub person: Person,
     pub features: Features,
+    /// Its series under the key before, while two are in use.
+    pub previous_series: Option<Mark>,
     pub interest: Interest,
 }
 

@@ -28,6 +28,8 @@ pub struct Params {
     pub hold_partner: Duration,
     /// A hold doubles with each relapse, up to this.
     pub hold_most: Duration,
+    /// Evidence from the outcomes of what passed by leeway, from which there is none.
+    pub doubt: f32,
     /// Evidence from what was asked for while held, from which the hold goes on.
     pub pressed: f32,
     /// Likewise, from this share of the first contacts that would be ordinary over a day.
@@ -56,6 +58,10 @@ pub struct Params {
     pub volume_slope: f32,
     pub volume_small: f32,
     pub volume_large: f32,
+    /// Nats for each peak's worth above that.
+    pub volume_steep: f32,
+    /// What a person counts for the volume who comes with others whose numbers are in a row.
+    pub in_rows: f32,
     /// An actor may do so many times what its colleagues do on average.
     pub colleagues: f32,
     /// Canaries contain a whole partner only when it asks so many times what is usual at this hour: otherwise most of those
@@ -131,9 +137,10 @@ impl Default for Params {
             noise: 1.5,
             half_life: 12 * HOUR,
             interest_half_life: 48 * HOUR,
-            hold: 2 * HOUR,
+            hold: 12 * HOUR,
             hold_partner: Duration::from_secs(1_800),
-            hold_most: DAY,
+            hold_most: 2 * DAY,
+            doubt: 3.5,
             pressed: 6.0,
             pressed_pace: 0.4,
             relapse: 5.0,
@@ -146,13 +153,15 @@ impl Default for Params {
             invalid_guess: 0.9,
             invalid_most: 10.0,
             neighbour_most: 20.0,
-            series_most: 8.0,
+            series_most: 12.0,
             hour_most: 5.0,
             source_most: 5.0,
-            volume_most: 8.0,
+            volume_most: 20.0,
             volume_slope: 8.0,
             volume_small: 6.0,
-            volume_large: 3.0,
+            volume_large: 1.5,
+            volume_steep: 5.0,
+            in_rows: 0.1,
             colleagues: 1.7,
             crowding: 1.5,
             watched_honest: 0.0005,

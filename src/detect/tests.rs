@@ -29,6 +29,7 @@ fn subject(number: u64) -> Subject {
             allocated: Some(true),
             check_digit: None,
         },
+        previous_series: None,
         interest: Interest::None,
     }
 }
@@ -220,4 +221,66 @@ fn whoever_was_asked_for_is_found_again_and_few_strangers_are() {
     let bits = contacts.bytes() as f64 * 8.0 / people as f64;
     // Filters grow fourfold: twelve bits a person when the last is full, four times that when it was just begun.
     assert!(bits < 48.0, "{bits} bits a person");
+}
+
+/// Its own region: twenty series of the sixty that it could ask about.
+fn of_region(place: u64) -> u64 {
+    6_400_000_000 + (place % 20) * 1_000_000 + (place * 7_919_317) % 1_000_000
+}
+
+fn in_series(now: Timestamp, number: u64) -> Asked<'static> {
+    let features = Features { series: mark(3, number / 1_000_000), ..subject(number).features };
+    Asked { subject: Ok(Subject { features, ..subject(number) }), ..asked(now, number) }
+}
+
+#[test]
+fn beside_a_held_scan_ordinary_work_goes_on_and_what_was_answered_is_answered_again() {
+    let profile = Profile { people_per_day: 5_000, ..Profile::default() };
+    let mut watch = Watch::default();
+    let mut now = 0;
+    for place in 0..6_000 {
+        now += 120;
+        assert_eq!(look(&mut watch, &profile, &in_series(after(now), of_region(place)), true).0, Ok(()));
+    }
+    // A scan, far from all that this partner asks for.
+    let far = 6_800_000_000;
+    for place in 0..40 {
+        now += 1;
+        let _ = look(&mut watch, &profile, &in_series(after(now), far + place), place % 8 == 0);
+    }
+    assert_eq!(watch.standing(after(now)).level, Level::KnownOnly);
+    // While it goes on nobody can tell one from the other.
+    assert!(look(&mut watch, &profile, &in_series(after(now + 1), of_region(6_999)), true).0.is_err());
+    now += 900;
+    let mut passed = 0;
+    for place in 0..6 {
+        now += 150;
+        passed +=
+            u32::from(look(&mut watch, &profile, &in_series(after(now), of_region(7_000 + place)), true).0.is_ok());
+        let scan = in_series(after(now + 1), far + 1_000 + place);
+        assert_eq!(look(&mut watch, &profile, &scan, true).0, Err(Reason::HeldPartner));
+    }
+    assert!(passed >= 4, "{passed} of 6");
+    assert_eq!(look(&mut watch, &profile, &in_series(after(now), of_region(5_999)), true).0, Ok(()), "asked before");
+}
+
+#[test]
+fn a_list_from_elsewhere_is_novel_to_who_serves_a_region_and_not_to_who_serves_all() {
+    use super::novelty::{Novelty, Place};
+    let params = Params::default();
+    let place = |series: u64| Place::of(mark(3, series), None);
+    let (mut regional, mut national) = (Novelty::default(), Novelty::default());
+    for count in 0..6_000 {
+        regional.learn(Kind::Mobile, place(count % 60));
+        national.learn(Kind::Mobile, place(count * 7_919 % 2_500));
+    }
+    let drift =
+        |novelty: &Novelty| (0..2_500).map(|s| novelty.say(&params, Kind::Mobile, place(s))).sum::<f32>() / 2_500.0;
+    assert!(drift(&regional) > 1.0, "{}", drift(&regional));
+    assert!(drift(&national) <= 0.0, "{}", drift(&national));
+    assert!(regional.say(&params, Kind::Mobile, place(7)) < 0.0);
+    // Under the next epoch's key it is still its own, and is learned anew.
+    let next = Place::of(mark(4, 7), Some(mark(3, 7)));
+    assert!(regional.say(&params, Kind::Mobile, next) < 0.0);
+    assert_eq!(regional.say(&params, Kind::Aadhaar, place(7)), 0.0);
 }

@@ -10,17 +10,18 @@ use super::evidence::{INTEREST, Part, Sum, Unit};
 use super::identifiers::{self, Space};
 use super::key_use::{Hours, Sources};
 use super::ladder::{Hold, step_up};
+use super::leeway::Leeway;
 use super::misses::Misses;
-use super::novelty::Novelty;
+use super::novelty::{Novelty, Place};
 use super::params::Params;
 use super::pending::Pending;
-use super::volume::Limits;
+use super::volume::{Limits, Pace};
 use super::{Actor, Alert, Asked, Interest, Level, Outcome, Profile, Ruling, Severity, Step, interest};
 use crate::clock::Timestamp;
 use crate::policy::charge::Person;
 use crate::policy::containment::{self, Footing};
 use crate::policy::reason::Reason;
-use crate::subject::{Features, Kind, Mark};
+use crate::subject::{Kind, Mark};
 
 /// An allowed lookup under way; its outcome is folded with it.
 #[derive(Debug)]
@@ -28,13 +29,14 @@ use crate::subject::{Features, Kind, Mark};
 pub struct Ticket {
     asked: Timestamp,
     kind: Kind,
-    features: Features,
     /// A first contact without consent: what evidence is made of.
     first: bool,
     pending: bool,
-    strange: bool,
+    series: Place,
     neighbours: u32,
     source: std::net::IpAddr,
+    /// Somebody was held, and this looked like ordinary work.
+    by_leave: bool,
     actor: Option<(Mark, Box<str>)>,
 }
 
@@ -51,6 +53,8 @@ pub struct Watch {
     space: Space,
     novelty: Novelty,
     hours: Hours,
+    /// Of the whole partner, for each kind of identifier: a list is of one kind.
+    kinds: [Pace; Kind::ALL.len()],
     /// Mean daily tops of actors, from which a newcomer is judged.
     actor_fast: f32,
     actor_slow: f32,
@@ -111,6 +115,8 @@ impl Watch {
             self.meet(&actor);
         }
         self.pass(profile, actor.as_ref(), place, now);
+        let calm = self.partner.is_calm(params);
+        self.kinds[asked.kind as usize].pass(params, now, calm);
         self.hours.learn(now);
 
         let subject = match &asked.subject {
@@ -121,36 +127,54 @@ impl Watch {
                 let held = self.refusal(mark, place, Contact::First, false, now);
                 self.each_charged(held, mark, place, |unit| unit.fold(params, Part::Invalid, nats));
                 if held.is_none() {
-                    self.judge(profile, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
+                    self.judge(profile, asked.kind, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
                 }
                 return Ruling { verdict: Err(*reason), alerts };
             }
         };
         let contact = contact.unwrap_or(Contact::First);
         let first = contact == Contact::First && !asked.consent;
-        let strange = self.novelty.is_strange(&subject.features);
+        let series = Place::of(subject.features.series, subject.previous_series);
         let neighbours = if first { self.space.neighbours(&subject.features) } else { 0 };
         let mark = actor.map(|actor| actor.mark);
 
         let by_order = containment::held(ordered, asked.consent, contact == Contact::Known).err();
-        let held = by_order.or_else(|| self.refusal(mark, place, contact, asked.consent, now));
+        let held_before = self.refusal(mark, place, contact, asked.consent, now).is_some();
+        let mut by_evidence = true;
+        self.each(mark, place, |_, unit| by_evidence &= unit.hold.is_none_or(|hold| !hold.by_operator));
+        let held = by_order.or_else(|| {
+            let refusal = self.refusal(mark, place, contact, asked.consent, now)?;
+            // Who was asked for and answered before is no new disclosure.
+            let again = contact == Contact::Recent && by_evidence;
+            let ordinary = first
+                && !new_source
+                && (neighbours == 0 || identifiers::in_rows(asked.kind))
+                && subject.interest == Interest::None
+                && self.novelty.is_ordinary(params, asked.kind, series)
+                && self.hours.say(params, now) <= 0.0;
+            (!(again || ordinary && self.leeway(profile, mark, place, asked.kind, now))).then_some(refusal)
+        });
         if first {
-            let series = self.novelty.say(params, asked.kind, strange);
+            let novelty = self.novelty.say(params, asked.kind, series);
             let space = self.space.say(params, asked.kind, neighbours);
             let hour = self.hours.say(params, now);
             let source = self.sources.say(params, new_source);
             // People who come together with numbers in a row are one event more than many.
-            let weight = if identifiers::in_rows(asked.kind) && neighbours >= 2 { 0.33 } else { 1.0 };
+            let weight = if identifiers::in_rows(asked.kind) && neighbours >= 2 { params.in_rows } else { 1.0 };
+            if held.is_none() || self.partner.hold.is_some() {
+                self.kinds[asked.kind as usize].first_contact(weight);
+            }
             self.each_charged(held, mark, place, |unit| {
                 unit.pace.first_contact(weight);
                 unit.contacts = unit.contacts.saturating_add(1);
-                unit.fold(params, Part::Series, series);
+                unit.fold(params, Part::Series, novelty);
                 unit.fold(params, Part::Neighbour, space);
                 unit.fold(params, Part::Hour, hour);
                 unit.fold(params, Part::Source, source);
             });
             self.space.add(&subject.features);
         } else if contact == Contact::Known {
+            self.kinds[asked.kind as usize].known();
             self.each(mark, place, |_, unit| unit.pace.known());
         }
         if first || subject.interest != Interest::None {
@@ -167,8 +191,8 @@ impl Watch {
             return Ruling { verdict: Err(reason), alerts };
         }
         if first || subject.interest != Interest::None {
-            self.judge(profile, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
-            if let Some(reason) = self.refusal(mark, place, contact, asked.consent, now) {
+            self.judge(profile, asked.kind, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
+            if !held_before && let Some(reason) = self.refusal(mark, place, contact, asked.consent, now) {
                 return Ruling { verdict: Err(reason), alerts };
             }
         }
@@ -188,12 +212,12 @@ impl Watch {
         let ticket = Ticket {
             asked: now,
             kind: asked.kind,
-            features: subject.features,
             first: contact == Contact::First && (!asked.consent || profile.consent_required),
             pending: first,
-            strange,
+            series,
             neighbours,
             source: asked.source,
+            by_leave: first && held_before,
             actor: actor.map(|actor| (actor.mark, actor.name.into())),
         };
         Ruling { verdict: Ok(ticket), alerts }
@@ -219,19 +243,23 @@ impl Watch {
         let hit = people > 0;
         let said = self.misses.say(params, ticket.kind, hit);
         let mut calm = true;
-        self.each(mark, place, |_, unit| {
+        self.each(mark, place, |who, unit| {
             unit.exposed = unit.exposed.saturating_add(people);
             unit.fold(params, Part::Guess, said.guess);
             unit.fold(params, Part::Stale, said.stale);
+            if ticket.by_leave && unit.hold.is_some() {
+                let said = if who == Who::Partner { said.guess } else { said.guess.max(said.stale) };
+                unit.leeway.outcome(said, doubt_most(params, who));
+            }
             calm &= unit.hold.is_none();
         });
         let mark_name = ticket.actor.as_ref().map(|(mark, name)| (*mark, &**name));
-        let most = self.judge(profile, mark_name, ticket.source, now, &mut alerts);
+        let most = self.judge(profile, ticket.kind, mark_name, ticket.source, now, &mut alerts);
         if calm && most < params.warn / 2.0 {
             self.misses.learn(ticket.kind, hit);
             self.space.learn(ticket.kind, ticket.neighbours);
             if hit {
-                self.novelty.learn(ticket.kind, &ticket.features, ticket.strange);
+                self.novelty.learn(ticket.kind, ticket.series);
             }
         }
         alerts
@@ -357,9 +385,23 @@ impl Watch {
                 tops = day;
             }
         });
+        if self.partner.freed == now {
+            self.kinds.iter_mut().for_each(Pace::start_over);
+        }
         if let Some((fast, slow)) = tops {
-            self.actor_fast += 0.05 * (fast - self.actor_fast);
-            self.actor_slow += 0.05 * (slow - self.actor_slow);
+            // One of them alone, at a back-fill for instance, must not lift what all may.
+            let most = |mean: f32| 3.0 * mean + 4.0;
+            self.actor_fast += 0.05 * (fast.min(most(self.actor_fast)) - self.actor_fast);
+            self.actor_slow += 0.05 * (slow.min(most(self.actor_slow)) - self.actor_slow);
+        }
+    }
+
+    fn kind_limits(&self, params: &Params, kind: Kind, now: Timestamp) -> Limits {
+        let pace = &self.kinds[kind as usize];
+        let own = |peak: f32| peak * params.peak_margin + 10.0;
+        match self.began.is_some_and(|began| now.since(began) >= params.learn_for) {
+            true => Limits { burst: own(pace.peak_burst), fast: own(pace.peak_fast), slow: own(pace.peak_slow) },
+            false => Limits { burst: f32::MAX, fast: f32::MAX, slow: f32::MAX },
         }
     }
 
@@ -369,17 +411,56 @@ impl Watch {
         let old = self.began.is_some_and(|began| now.since(began) >= params.learn_for);
         let own = |peak: f32, slack: f32| peak * params.peak_margin + slack;
         match who {
-            _ if !old => Limits { fast: f32::MAX, slow: contract.max(20.0) },
+            _ if !old => Limits { burst: f32::MAX, fast: f32::MAX, slow: contract.max(20.0) },
             Who::Partner => Limits {
+                burst: own(unit.pace.peak_burst, 10.0),
                 fast: own(unit.pace.peak_fast, 10.0),
                 slow: own(unit.pace.peak_slow, 10.0).min(contract.max(20.0)),
             },
-            Who::Source => Limits { fast: f32::MAX, slow: f32::MAX },
+            Who::Source => Limits { burst: f32::MAX, fast: f32::MAX, slow: f32::MAX },
             Who::Actor => Limits {
+                burst: f32::MAX,
                 fast: own(unit.pace.peak_fast, 4.0).max(params.colleagues * self.actor_fast + 4.0),
                 slow: own(unit.pace.peak_slow, 4.0).max(params.colleagues * self.actor_slow + 4.0),
             },
         }
+    }
+
+    /// Whether those held by evidence may ask for this person all the same, as one of their ordinary lookups.
+    fn leeway(&mut self, profile: &Profile, actor: Option<Mark>, source: usize, kind: Kind, now: Timestamp) -> bool {
+        let params = &*profile.params;
+        let usual = self.hours.expected(now);
+        let mut all = true;
+        let pace = &self.kinds[kind as usize];
+        let busy = pace.is_fast(self.kind_limits(params, kind, now));
+        let mut limits = [Limits { burst: 0.0, fast: 0.0, slow: 0.0 }; 3];
+        limits[Who::Partner as usize] = self.limits(profile, Who::Partner, &self.partner, now);
+        if let Some(unit) = actor.and_then(|mark| self.actors.get(&mark)) {
+            limits[Who::Actor as usize] = self.limits(profile, Who::Actor, unit, now);
+        }
+        self.each(actor, source, |who, unit| {
+            if unit.hold.is_some_and(|hold| !hold.is_over(now)) {
+                let limits = limits[who as usize];
+                let (per_hour, most) = match who {
+                    Who::Partner => (1.5 * usual, 0.5 * usual),
+                    Who::Actor => (limits.slow / 12.0, limits.slow / 2.0),
+                    Who::Source => (0.0, 0.0),
+                };
+                unit.leeway.fill(per_hour, most, now);
+                // What an actor asks for in vain speaks against all of its work; with a partner, mostly somebody else's.
+                let doubt = doubt_most(params, who) - if who == Who::Partner { 0.0 } else { unit.asked_sum() };
+                let fast = if who == Who::Partner { busy } else { unit.pace.is_fast(limits) };
+                all &= unit.leeway.has(doubt) && !fast && unit.hold.is_some_and(|hold| !hold.by_operator);
+            }
+        });
+        if all {
+            self.each(actor, source, |_, unit| {
+                if unit.hold.is_some() {
+                    unit.leeway.take();
+                }
+            });
+        }
+        all
     }
 
     /// Why this lookup is refused as things stand.
@@ -402,6 +483,7 @@ impl Watch {
     fn judge(
         &mut self,
         profile: &Profile,
+        kind: Kind,
         actor: Option<(Mark, &str)>,
         address: std::net::IpAddr,
         now: Timestamp,
@@ -415,7 +497,7 @@ impl Watch {
         if let Some((mark, name)) = actor
             && let Some(unit) = self.actors.get(&mark)
         {
-            let sum = unit.sum(params, self.limits(profile, Who::Actor, unit, now));
+            let sum = unit.sum(params, unit.pace.say(params, self.limits(profile, Who::Actor, unit, now)));
             most = most.max(sum.nats);
             if let Some(unit) = self.actors.get_mut(&mark) {
                 laid |=
@@ -423,8 +505,7 @@ impl Watch {
             }
         }
         if self.sources.is_new(params, place, began, now) {
-            let limits = Limits { fast: f32::MAX, slow: f32::MAX };
-            let sum = self.sources.at(place).unit.sum(params, limits);
+            let sum = self.sources.at(place).unit.sum(params, 0.0);
             most = most.max(sum.nats);
             let unit = &mut self.sources.at(place).unit;
             laid |= act(profile, unit, Who::Source, None, &sum, params.contain, now, alerts, &mut self.contacts);
@@ -432,16 +513,21 @@ impl Watch {
         if laid {
             // The evidence is theirs, not the partner's: it starts anew.
             self.partner.start_over();
+            self.kinds.iter_mut().for_each(Pace::start_over);
             return most;
         }
-        let sum = self.partner.sum(params, self.limits(profile, Who::Partner, &self.partner, now));
+        let volume = self.partner.pace.say(params, self.limits(profile, Who::Partner, &self.partner, now));
+        let of_kind = self.kinds[kind as usize].say(params, self.kind_limits(params, kind, now));
+        let sum = self.partner.sum(params, volume.max(of_kind));
         most = most.max(sum.nats);
         let bar = if profile.actors { params.contain_whole_staff } else { params.contain_partner };
         // Where honest work goes on beside it, a list with canaries is for an operator to stop.
         let listed = sum.top.first().is_some_and(|(name, _)| *name == INTEREST);
         let crowded = self.partner.pace.per_hour() > params.crowding * self.hours.expected(now);
         let bar = if listed && !crowded { f32::MAX } else { bar };
-        act(profile, &mut self.partner, Who::Partner, None, &sum, bar, now, alerts, &mut self.contacts);
+        if act(profile, &mut self.partner, Who::Partner, None, &sum, bar, now, alerts, &mut self.contacts) {
+            self.kinds.iter_mut().for_each(Pace::start_over);
+        }
         most
     }
 
@@ -480,6 +566,11 @@ fn hold_time(params: &Params, who: Who, unit: &Unit) -> Duration {
     (time * (1 << unit.holds.saturating_sub(1).min(8))).min(params.hold_most.max(time))
 }
 
+/// How much the outcomes of what passed by leeway may say against it; a partner's are of many.
+fn doubt_most(params: &Params, who: Who) -> f32 {
+    if who == Who::Partner { 2.0 * params.doubt } else { params.doubt }
+}
+
 /// Takes the step that the sum asks for, and tells. Whether it did.
 #[allow(clippy::too_many_arguments)]
 fn act(
@@ -508,6 +599,7 @@ fn act(
         let time = hold_time(params, who, unit);
         let hold = Hold { level: step_up(Level::Open), until: Some(now.plus(time)), by_operator: false };
         unit.hold = Some(hold);
+        unit.leeway = Leeway::begin(now);
         contacts.taint(unit.since);
         Step { from: Level::Open, to: hold.level, until: hold.until }
     });

@@ -223,11 +223,14 @@ impl Record {
         // The epoch may have changed since the lookup was read; its own key is there for as long as anybody is counted by it.
         let Some(key) = keys.all().find(|key| key.number() == lookup.epoch) else { return };
         let before = keys.all().find(|before| before.number() < lookup.epoch);
-        let previous = lookup.previous.zip(before).map(|(token, before)| (token, before.id()));
+        let before = lookup.previous.zip(before);
+        let previous = before.map(|(token, before)| (token, before.id()));
+        let previous_series = before.map(|(_, before)| before.series(&lookup.subject));
         let features = key.features(&lookup.subject);
         self.facts.subject = Some(event::Subject::of(lookup, &features, key.id(), previous).into_owned());
         let person = lookup.facts().person;
-        let subject = detect::Subject { person, features, interest: snapshot.lists().interest(&lookup.subject) };
+        let subject =
+            detect::Subject { person, features, previous_series, interest: snapshot.lists().interest(&lookup.subject) };
         let actor = lookup.actor.as_ref().map(|actor| self.named(actor));
         self.facts.actor = actor.as_ref().map(|actor| actor.mark);
         self.facts.asked = Some(Question { subject: Ok(subject), actor });

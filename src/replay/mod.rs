@@ -135,7 +135,7 @@ impl Replay {
         let evidence = read.as_ref().map(|subject| {
             let person = Person::from(key.token(subject).key());
             let interest = interests.get(&person.key).cloned().unwrap_or_default();
-            detect::Subject { person, features: key.features(subject), interest }
+            detect::Subject { person, features: key.features(subject), previous_series: None, interest }
         });
         let evidence = evidence.map_err(|reason| *reason);
         // The trace does not tell the purpose: the one that is granted first is taken for it.

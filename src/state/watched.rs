@@ -37,7 +37,7 @@ const DIRECTORY: &str = "evidence";
 const FOLDED: &str = "folded";
 const SUFFIX: &str = ".cbor";
 /// Of the files' format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl State {
     /// Brings the evidence of partners that asked since the last time to the disk. `folded` entries of the audit are in it.
@@ -192,6 +192,7 @@ mod tests {
             let subject = Subject {
                 person: key.token(&person).key().into(),
                 features: key.features(&person),
+                previous_series: None,
                 interest: Interest::None,
             };
             let source = [10, 20, 0, 5].into();

@@ -100,10 +100,15 @@ impl EpochKey {
             before: neighbour(Side::Before),
             after: neighbour(Side::After),
             offset: offset.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')),
-            series: mark("series", &id[..if kind == Kind::Mobile { 5 } else { 4 }]),
+            series: self.series(subject),
             allocated: subject.allocated(),
             check_digit: matches!(kind, Kind::Aadhaar | Kind::Vid | Kind::Epic).then_some(true),
         }
+    }
+
+    /// The mark of its number series: of a mobile's million, for instance, which were given to one operator of one circle.
+    pub fn series(&self, subject: &Subject) -> Mark {
+        self.mark("series", subject.kind(), &subject.expose().as_bytes()[..4])
     }
 
     fn mark(&self, domain: &str, kind: Kind, part: &[u8]) -> Mark {
@@ -173,8 +178,8 @@ mod tests {
     fn each_kind_has_its_block_series_and_checks() {
         let key = EpochKey::ephemeral();
         for (kind, raw, block, series, offset, allocated, check_digit) in [
-            (Kind::Mobile, "6412345678", "6412345", "64123", 678, Some(false), None),
-            (Kind::Mobile, "9123456009", "9123456", "91234", 9, Some(true), None),
+            (Kind::Mobile, "6412345678", "6412345", "6412", 678, Some(false), None),
+            (Kind::Mobile, "9123456009", "9123456", "9123", 9, Some(true), None),
             (Kind::Aadhaar, "999941057058", "999941057", "9999", 58, None, Some(true)),
             (Kind::Vid, "2341234123412341", "2341234123412", "2341", 341, None, Some(true)),
             (Kind::Abha, "91234567890123", "91234567890", "9123", 123, None, None),
