@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt    # noqa: E402
 
 DETECTORS = ("misses", "identifiers", "novelty", "volume", "interest", "key-use", "heat")
 SENSITIVITY = {"contain": (8, 10, 12, 14, 18), "contain-partner": (12, 14, 16, 20, 24), "noise": (0.5, 1, 1.5, 2, 3),
-               "half-life": (10800, 21600, 43200, 86400), "volume-most": (4, 6, 8, 12), "peak-margin": (1.1, 1.3, 1.6, 2)}
+               "half-life": (10800, 21600, 43200, 86400), "volume-large": (1, 1.5, 2, 3), "peak-margin": (1.1, 1.3, 1.6, 2)}
 
 
 def measure(options, worlds, switches):
