@@ -72,7 +72,10 @@ impl Contacts {
                 // As much as the one before held, or more when that was not enough: busy partners have no row of small ones.
                 let grown =
                     |filter: &Filter| if filter.is_full() { filter.count.saturating_mul(4) } else { filter.count };
-                let size = self.recent.last().map_or(0, |last| grown(&last.filter));
+                let last = self.recent.last().map_or(0, |last| grown(&last.filter));
+                // Each filter errs for itself: as there are more people, they go into larger ones instead of many.
+                let known: u32 = self.known.iter().map(|filter| filter.count).sum();
+                let size = last.max(if known < LARGE { known / 4 } else { known / 16 });
                 self.recent.push(Generation { began: now, tainted: false, filter: Filter::for_people(size) });
             }
             if let Some(last) = self.recent.last_mut() {
@@ -157,7 +160,12 @@ type Line = [u64; 8];
 
 /// Bits set for a person, all in one line.
 const PROBES: u32 = 7;
-const PEOPLE_PER_LINE: u32 = 43;
+const PEOPLE_PER_LINE: usize = 43;
+/// Most partners are small, and memory for them is not what is scarce: 21 bits a person, and a tenth of the errors.
+const PEOPLE_PER_SMALL_LINE: usize = 24;
+const LINES_LARGE: usize = 1 << 14;
+/// People from which a partner is large.
+const LARGE: u32 = 400_000;
 const LINES_MIN: usize = 64;
 /// 8 million people; a partner with more has several.
 const LINES_MAX: usize = 1 << 18;
@@ -181,12 +189,16 @@ impl Hash {
 
 impl Filter {
     fn for_people(people: u32) -> Filter {
-        let lines = (people / PEOPLE_PER_LINE).max(1) as usize;
+        let lines = (people as usize / PEOPLE_PER_SMALL_LINE).max(1);
         Filter { count: 0, lines: vec![[0; 8]; lines.next_power_of_two().clamp(LINES_MIN, LINES_MAX)] }
     }
 
+    fn room(&self) -> usize {
+        self.lines.len() * if self.lines.len() < LINES_LARGE { PEOPLE_PER_SMALL_LINE } else { PEOPLE_PER_LINE }
+    }
+
     fn is_full(&self) -> bool {
-        self.count as usize >= self.lines.len() * PEOPLE_PER_LINE as usize
+        self.count as usize >= self.room()
     }
 
     fn place(&self, Hash(line, _): Hash) -> usize {
@@ -210,8 +222,7 @@ impl Filter {
     }
 
     fn takes(&self, other: &Filter) -> bool {
-        let room = self.lines.len() * PEOPLE_PER_LINE as usize;
-        self.lines.len() == other.lines.len() && (self.count + other.count) as usize <= room
+        self.lines.len() == other.lines.len() && (self.count + other.count) as usize <= self.room()
     }
 
     fn merge(&mut self, other: &Filter) {
