@@ -1,7 +1,7 @@
 //! Whom has a partner asked for before? Generations of Bloom filters whose bits for one person lie in one cache line:
-//! twelve bits a person in a full one.
+//! twelve bits a person in a full large one, twenty-one in a small one.
 //!
-//! A false "yes" lets a stranger pass for known (about one in two hundred), a "no" is always true.
+//! A false "yes" lets a stranger pass for known (about one in two hundred for each large filter), a "no" is always true.
 
 use std::time::Duration;
 
@@ -189,7 +189,8 @@ impl Hash {
 
 impl Filter {
     fn for_people(people: u32) -> Filter {
-        let lines = (people as usize / PEOPLE_PER_SMALL_LINE).max(1);
+        let (small, large) = (people as usize / PEOPLE_PER_SMALL_LINE, people as usize / PEOPLE_PER_LINE);
+        let lines = if large < LINES_LARGE { small.clamp(1, LINES_LARGE) } else { large };
         Filter { count: 0, lines: vec![[0; 8]; lines.next_power_of_two().clamp(LINES_MIN, LINES_MAX)] }
     }
 

@@ -47,7 +47,10 @@ fn worker(now: Timestamp, number: u64) -> Asked<'static> {
 fn look(watch: &mut Watch, profile: &Profile, asked: &Asked, hit: bool) -> (Result<(), Reason>, Vec<Alert>) {
     let Ruling { verdict, mut alerts } = watch.asked(profile, asked);
     let outcome = if hit { Outcome::Found { people: 1 } } else { Outcome::NotFound };
-    let verdict = verdict.map(|ticket| alerts.extend(watch.answered(profile, ticket, outcome, asked.now)));
+    let verdict = verdict.map(|ticket| {
+        watch.paid(profile, &ticket);
+        alerts.extend(watch.answered(profile, ticket, outcome, asked.now))
+    });
     (verdict, alerts)
 }
 
@@ -130,6 +133,7 @@ fn first_contacts_in_flight_are_capped_until_their_outcomes_are_in() {
         (0..most).map(|place| watch.asked(&profile, &asked(START, scattered(place))).verdict.unwrap()).collect();
     assert_eq!(watch.asked(&profile, &asked(START, scattered(most))).verdict.unwrap_err(), Reason::HeldPending);
     // A repeat is no first contact.
+    watch.paid(&profile, &tickets[0]);
     let repeat = watch.asked(&profile, &asked(START, scattered(0))).verdict.unwrap();
     let _ = watch.answered(&profile, repeat, Outcome::Unavailable, START);
     let _ = watch.answered(&profile, tickets.pop().unwrap(), Outcome::Unavailable, START);
@@ -221,6 +225,35 @@ fn whoever_was_asked_for_is_found_again_and_few_strangers_are() {
     let bits = contacts.bytes() as f64 * 8.0 / people as f64;
     // Filters grow fourfold: twelve bits a person when the last is full, four times that when it was just begun.
     assert!(bits < 48.0, "{bits} bits a person");
+}
+
+#[test]
+fn a_partner_that_grew_slowly_takes_few_strangers_for_known_too() {
+    use contacts::{Contact, Contacts};
+    let person = |number: u64| Person::from(*mark(1, number).as_bytes());
+    let mut contacts = Contacts::default();
+    let (a_day, days) = (2_000, 30);
+    for number in 0..a_day * days {
+        let now = after(number * 86_400 / a_day);
+        contacts.age(now, Params::default().known_after);
+        contacts.add(&person(number), false, now, 10_000_000);
+    }
+    let known = (0..a_day * (days - 2)).all(|number| contacts.find(&person(number)) == Contact::Known);
+    assert!(known);
+    let strangers = (1_000_000..1_100_000).filter(|number| contacts.find(&person(*number)) != Contact::First).count();
+    assert!(strangers < 1_500, "{strangers} of 100000 strangers were taken for known");
+}
+
+#[test]
+fn nobody_gets_to_know_people_by_what_budgets_refuse() {
+    let profile = Profile::default();
+    let mut watch = Watch::default();
+    let ticket = watch.asked(&profile, &asked(after(0), scattered(1))).verdict.unwrap();
+    let _ = watch.answered(&profile, ticket, Outcome::Unavailable, after(0));
+    assert!(!watch.knows(&subject(scattered(1)).person));
+    watch.contain(None, Level::KnownOnly, None, after(3 * 86_400));
+    let verdict = look(&mut watch, &profile, &asked(after(3 * 86_400), scattered(1)), true).0;
+    assert_eq!(verdict, Err(Reason::HeldPartner));
 }
 
 /// Its own region: twenty series of the sixty that it could ask about.

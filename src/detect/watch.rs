@@ -28,6 +28,8 @@ use crate::subject::{Kind, Mark};
 #[must_use]
 pub struct Ticket {
     asked: Timestamp,
+    /// Whom it was never asked for before, and whether with consent.
+    unknown: Option<(Person, bool)>,
     kind: Kind,
     /// A first contact without consent: what evidence is made of.
     first: bool,
@@ -139,20 +141,22 @@ impl Watch {
         let mark = actor.map(|actor| actor.mark);
 
         let by_order = containment::held(ordered, asked.consent, contact == Contact::Known).err();
-        let held_before = self.refusal(mark, place, contact, asked.consent, now).is_some();
-        let mut by_evidence = true;
-        self.each(mark, place, |_, unit| by_evidence &= unit.hold.is_none_or(|hold| !hold.by_operator));
+        let stands = self.refusal(mark, place, contact, asked.consent, now);
         let held = by_order.or_else(|| {
-            let refusal = self.refusal(mark, place, contact, asked.consent, now)?;
-            // Who was asked for and answered before is no new disclosure.
-            let again = contact == Contact::Recent && by_evidence;
-            let ordinary = first
-                && !new_source
+            let ordinary = !new_source
                 && (neighbours == 0 || identifiers::in_rows(asked.kind))
                 && subject.interest == Interest::None
                 && self.novelty.is_ordinary(params, asked.kind, series)
                 && self.hours.say(params, now) <= 0.0;
-            (!(again || ordinary && self.leeway(profile, mark, place, asked.kind, now))).then_some(refusal)
+            let passes = stands.is_some()
+                && match contact {
+                    _ if self.is_held_by_order(mark, place) => false,
+                    // Who was asked for lately is no new disclosure.
+                    Contact::Recent => true,
+                    Contact::First => first && ordinary && self.leeway(profile, mark, place, asked.kind, now),
+                    Contact::Known => false,
+                };
+            stands.filter(|_| !passes)
         });
         if first {
             let novelty = self.novelty.say(params, asked.kind, series);
@@ -192,7 +196,9 @@ impl Watch {
         }
         if first || subject.interest != Interest::None {
             self.judge(profile, asked.kind, actor.map(|a| (a.mark, a.name)), asked.source, now, &mut alerts);
-            if !held_before && let Some(reason) = self.refusal(mark, place, contact, asked.consent, now) {
+            if stands.is_none()
+                && let Some(reason) = self.refusal(mark, place, contact, asked.consent, now)
+            {
                 return Ruling { verdict: Err(reason), alerts };
             }
         }
@@ -205,22 +211,27 @@ impl Watch {
             }
             self.pending.begin(mark, now);
         }
-        if contact == Contact::First {
-            self.contacts.add(&subject.person, asked.consent, now, params.people_max);
-        }
         self.sources.learn(new_source);
         let ticket = Ticket {
             asked: now,
+            unknown: (contact == Contact::First).then_some((subject.person, asked.consent)),
             kind: asked.kind,
             first: contact == Contact::First && (!asked.consent || profile.consent_required),
             pending: first,
             series,
             neighbours,
             source: asked.source,
-            by_leave: first && held_before,
+            by_leave: first && stands.is_some(),
             actor: actor.map(|actor| (actor.mark, actor.name.into())),
         };
         Ruling { verdict: Ok(ticket), alerts }
+    }
+
+    /// Remembers whom an allowed lookup asked for, once its charges are taken: nobody gets to know people by what budgets refuse.
+    pub fn paid(&mut self, profile: &Profile, ticket: &Ticket) {
+        if let Some((person, consent)) = &ticket.unknown {
+            self.contacts.add(person, *consent, ticket.asked, profile.params.people_max);
+        }
     }
 
     /// The answered half. Every ticket comes back once, also one whose answer never came (`Unavailable`).
@@ -426,6 +437,12 @@ impl Watch {
         }
     }
 
+    fn is_held_by_order(&mut self, actor: Option<Mark>, source: usize) -> bool {
+        let mut any = false;
+        self.each(actor, source, |_, unit| any |= unit.hold.is_some_and(|hold| hold.by_operator));
+        any
+    }
+
     /// Whether those held by evidence may ask for this person all the same, as one of their ordinary lookups.
     fn leeway(&mut self, profile: &Profile, actor: Option<Mark>, source: usize, kind: Kind, now: Timestamp) -> bool {
         let params = &*profile.params;
@@ -433,24 +450,19 @@ impl Watch {
         let mut all = true;
         let pace = &self.kinds[kind as usize];
         let busy = pace.is_fast(self.kind_limits(params, kind, now));
-        let mut limits = [Limits { burst: 0.0, fast: 0.0, slow: 0.0 }; 3];
-        limits[Who::Partner as usize] = self.limits(profile, Who::Partner, &self.partner, now);
-        if let Some(unit) = actor.and_then(|mark| self.actors.get(&mark)) {
-            limits[Who::Actor as usize] = self.limits(profile, Who::Actor, unit, now);
-        }
+        let limits = actor.and_then(|mark| self.actors.get(&mark));
+        let limits = limits.map(|unit| self.limits(profile, Who::Actor, unit, now));
         self.each(actor, source, |who, unit| {
             if unit.hold.is_some_and(|hold| !hold.is_over(now)) {
-                let limits = limits[who as usize];
-                let (per_hour, most) = match who {
-                    Who::Partner => (1.5 * usual, 0.5 * usual),
-                    Who::Actor => (limits.slow / 12.0, limits.slow / 2.0),
-                    Who::Source => (0.0, 0.0),
+                let (per_hour, most, fast, against) = match (who, limits) {
+                    (Who::Partner, _) => (1.5 * usual, 0.5 * usual, busy, 0.0),
+                    // What an actor asks for in vain speaks against all of its work; with a partner, mostly somebody else's.
+                    (Who::Actor, Some(of)) => (of.slow / 12.0, of.slow / 2.0, unit.pace.is_fast(of), unit.asked_sum()),
+                    (Who::Actor, None) | (Who::Source, _) => (0.0, 0.0, true, 0.0),
                 };
                 unit.leeway.fill(per_hour, most, now);
-                // What an actor asks for in vain speaks against all of its work; with a partner, mostly somebody else's.
-                let doubt = doubt_most(params, who) - if who == Who::Partner { 0.0 } else { unit.asked_sum() };
-                let fast = if who == Who::Partner { busy } else { unit.pace.is_fast(limits) };
-                all &= unit.leeway.has(doubt) && !fast && unit.hold.is_some_and(|hold| !hold.by_operator);
+                let doubt = doubt_most(params, who) - against;
+                all &= unit.leeway.has(doubt) && !fast;
             }
         });
         if all {

@@ -140,6 +140,7 @@ impl PartnerState {
             alerts.extend(watch.answered(profile, ticket, Outcome::Unavailable, asked.now));
             return (receipt, Pending::default(), alerts, known);
         }
+        watch.paid(profile, &ticket);
         let (partner, profile) = (self.clone(), profile.clone());
         (receipt, Pending(Some(Question { partner, profile, ticket, asked: asked.now })), alerts, known)
     }
